@@ -1,0 +1,6 @@
+"""The weights room: a model reference to weights, weights to text, and students made from teachers.
+
+local_weights("smollm2") -> a folder with config.json, model.safetensors and tokenizer.json
+load_model("smollm2")    -> the transformers model, in eval mode
+make_student(...)        -> a folder of the same form: pruned, from scratch, or from weights
+"""

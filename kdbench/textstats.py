@@ -1,0 +1,289 @@
+"""What can be said of a text without a model: its words, its end, its loops, whom it echoes.
+
+    story = "Once there was a happy cat. She ran and jumped all day.\\n\\nThen she slept."
+    missing_words(story, ["cats", "jump", "sad"])     # ["cats", "sad"]
+    missing_words(story, ["cat", "run", "happy"])     # []  ("ran" is an inflection of "run")
+    ends_properly(story), has_loop(story), paragraph_count(story)      # True, False, 2
+
+An inflection is a form of the same word: number and possessive of a noun, person, tense and participles
+of a verb, comparison of an adjective. "happily" and "happiness" are other words than "happy".
+
+Every function takes plain strings. The last few texts stay tokenised, so that a chain of filters over
+one text reads it once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property, lru_cache
+from itertools import chain
+from typing import Literal
+
+Part = Literal["noun", "verb", "adjective"]
+
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
+_SENTENCE = re.compile(r"[.!?…]+[\"')\]*_»]*(?:\s+|$)")
+_BLANK_LINES = re.compile(r"\n\s*\n")
+_END = re.compile(r"(?:[.!?…][\"')\]}*_»]*|\bthe end\W*)$")
+_QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"'})
+_CANNOT = r"(?:can'?t|cannot|can not|won't|will not|am unable to|'m unable to|am not able to|'m not able to)"
+_REFUSAL = re.compile(
+    rf"(?:(?:i'm |i am )?(?:very |so )?sorry\W+|i apologi[sz]e\W+|unfortunately\W+)?(?:but )?"
+    rf"(?:as an? (?:ai|(?:large )?language model|assistant)\b"
+    rf"|i ?{_CANNOT} (?:\w+ )?(?:help|assist|write|create|provide|fulfill?|generate|comply|produce|do)\b)"
+)
+
+# Forms that no rule gives. A verb's line: base, then its other forms.
+_IRREGULAR_VERBS = """
+arise arose arisen|awake awoke awoken|be am is are was were been|bear bore borne|beat beaten|become became
+begin began begun|bend bent|bite bit bitten|blow blew blown|break broke broken|bring brought|build built
+burst burst|buy bought|catch caught|choose chose chosen|come came|creep crept|cut cut|deal dealt
+dig dug|dive dove|do did does done|draw drew drawn|dream dreamt|drink drank drunk|drive drove driven|eat ate eaten
+fall fell fallen|feed fed|feel felt|fight fought|find found|flee fled|fling flung|fly flew flown
+forget forgot forgotten|forgive forgave forgiven|freeze froze frozen|get got gotten|give gave given|go went gone
+grow grew grown|hang hung|have had has|hear heard|hide hid hidden|hit hit|hold held|hurt hurt|keep kept
+kneel knelt|knit knit|know knew known|lay laid|lead led|lean leant|leap leapt|learn learnt|leave left|lend lent
+let let|lie lay lain|light lit|lose lost|make made|mean meant|meet met|pay paid|put put|quit quit|read read
+rebuild rebuilt|ride rode ridden|ring rang rung|rise rose risen|run ran|say said|see saw seen|seek sought
+sell sold|send sent|set set|sew sewn|shake shook shaken|shine shone|shoot shot|show shown|shrink shrank shrunk
+shut shut|sing sang sung|sink sank sunk|sit sat|sleep slept|slide slid|smell smelt|sneak snuck|speak spoke spoken
+spend spent|spill spilt|spin spun|spit spat|spoil spoilt|spread spread|spring sprang sprung|stand stood
+steal stole stolen|stick stuck|sting stung|strike struck|swear swore sworn|sweep swept|swell swollen
+swim swam swum|swing swung|take took taken|teach taught|tear tore torn|tell told|think thought
+throw threw thrown|understand understood|wake woke woken|wear wore worn|weave wove woven|weep wept|win won
+wind wound|write wrote written
+"""
+_VERBS = {
+    forms[0]: frozenset(forms[1:])
+    for line in _IRREGULAR_VERBS.split("\n")
+    for forms in (entry.split() for entry in line.split("|"))
+    if forms
+}
+# A noun that ends so takes this plural: snowman, grandchild, ...
+_PLURAL_ENDINGS = (
+    ("man", "men"), ("child", "children"), ("foot", "feet"), ("tooth", "teeth"), ("goose", "geese"),
+    ("mouse", "mice"), ("person", "people"), ("leaf", "leaves"), ("loaf", "loaves"), ("shelf", "shelves"),
+    ("calf", "calves"), ("half", "halves"), ("elf", "elves"), ("wolf", "wolves"), ("scarf", "scarves"),
+    ("hoof", "hooves"), ("thief", "thieves"), ("knife", "knives"), ("life", "lives"), ("wife", "wives"),
+    ("cactus", "cacti"), ("ox", "oxen"), ("louse", "lice"),
+)  # fmt: skip
+_COMPARISONS = {
+    "good": frozenset({"better", "best"}),
+    "bad": frozenset({"worse", "worst"}),
+    "far": frozenset({"farther", "farthest", "further", "furthest"}),
+    "little": frozenset({"littler", "littlest", "less", "least"}),
+    "many": frozenset({"more", "most"}),
+    "much": frozenset({"more", "most"}),
+}
+
+
+class _Tokenised:
+    """One text in lower case, cut into words."""
+
+    def __init__(self, text: str) -> None:
+        lower = text.lower()
+        self.lower = lower if lower.isascii() else lower.translate(_QUOTES)
+        self.words: list[str] = _WORD.findall(self.lower)
+
+    @cached_property
+    def vocabulary(self) -> frozenset[str]:
+        return frozenset(self.words)
+
+    @cached_property
+    def fourgrams(self) -> list[tuple[str, ...]]:
+        return ngrams(self.words, 4)
+
+    @cached_property
+    def fourgram_set(self) -> frozenset[tuple[str, ...]]:
+        return frozenset(self.fourgrams)
+
+
+@lru_cache(maxsize=64)
+def _tokenised(text: str) -> _Tokenised:
+    return _Tokenised(text)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case, in order; "don't" is one word, "ice-cream" two."""
+    return list(_tokenised(text).words)
+
+
+def vocabulary(text: str) -> frozenset[str]:
+    """The distinct words of a text, in lower case."""
+    return _tokenised(text).vocabulary
+
+
+def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """Every run of `n` tokens, in order."""
+    return list(zip(*(tokens[i:] for i in range(n)), strict=False))
+
+
+@lru_cache(maxsize=16384)
+def inflections(word: str, part: Part | None = None) -> frozenset[str]:
+    """The word and its inflected forms, lower case.
+
+    Without a part of speech the forms of all three are given together, so that "teach" takes
+    "teacher" along, which looks like a comparative.
+    """
+    word = word.lower()
+    forms = {word}
+    if part in ("noun", None):
+        forms |= _plurals(word) | {f"{word}'s"}
+    if part in ("verb", None):
+        forms |= _verb_forms(word)
+    if part in ("adjective", None):
+        forms |= _comparisons(word)
+    return frozenset(forms)
+
+
+def _plurals(word: str) -> set[str]:
+    for ending, plural in _PLURAL_ENDINGS:
+        if word.endswith(ending):
+            return {word[: -len(ending)] + plural, _with_s(word)}
+    return {_with_s(word), f"{word}s"} if word.endswith("o") else {_with_s(word)}
+
+
+def _with_s(word: str) -> str:
+    if word.endswith(("s", "x", "z", "ch", "sh", "o")):
+        return f"{word}es"
+    return f"{word[:-1]}ies" if _consonant_y(word) else f"{word}s"
+
+
+def _verb_forms(word: str) -> set[str]:
+    stems = _stems(word)
+    past = _VERBS.get(word) or {f"{stem}ed" for stem in stems} | (
+        {f"{word[:-1]}ied"} if _consonant_y(word) else set()
+    )
+    if word.endswith("ie"):
+        return {_with_s(word), f"{word}d", f"{word[:-2]}ying", *past}
+    if _consonant_y(word) and word not in _VERBS:
+        past = {f"{word[:-1]}ied"}
+    # Both "learned" and "learnt", "dreamed" and "dreamt" are written; "runned" is by nobody.
+    also = {f"{stem}ed" for stem in stems} if any(form.endswith("t") for form in past) else set()
+    ing = word if word.endswith(("ee", "ye", "oe")) else None
+    return {_with_s(word), *past, *also, *(f"{stem}ing" for stem in ([ing] if ing else stems))}
+
+
+def _comparisons(word: str) -> set[str]:
+    if word in _COMPARISONS:
+        return set(_COMPARISONS[word])
+    stems = {f"{word[:-1]}i"} if _consonant_y(word) else set(_stems(word))
+    if _consonant_y(word) and len(word) == 3:
+        stems.add(word)  # shyer and shier
+    return {f"{stem}{ending}" for stem in stems for ending in ("er", "est")}
+
+
+def _stems(word: str) -> list[str]:
+    """What stands before a vowel ending: run -> runn, make -> mak, play -> play, visit -> visit, visitt."""
+    if word.endswith("e") and len(word) > 2:
+        return [word[:-1]]
+    if word.endswith("ic"):
+        return [f"{word}k"]
+    heard = word.replace("qu", "q")  # the u of "quit" is no vowel
+    doubles = len(heard) > 2 and re.search(r"(?:^|[^aeiou])[aeiouy][^aeiouwxy]$", heard) is not None
+    if not doubles:
+        return [word]
+    # Of longer words the stress decides (begin, visit), and spelling differs (travelled, traveled).
+    one_syllable = len(re.findall(r"[aeiouy]+", heard)) == 1
+    return [word + word[-1]] if one_syllable else [word, word + word[-1]]
+
+
+def _consonant_y(word: str) -> bool:
+    return len(word) > 2 and word[-1] == "y" and word[-2] not in "aeiou"
+
+
+def contains_word(text: str, word: str, part: Part | None = None) -> bool:
+    """Whether the text has the word in any of its inflections."""
+    return not inflections(word, part).isdisjoint(_tokenised(text).vocabulary)
+
+
+def missing_words(text: str, required: Iterable[str], parts: Sequence[Part] | None = None) -> list[str]:
+    """Those of the required words that the text has in no inflection, in the order given.
+
+    `parts` are their parts of speech, one each, where they are known.
+    """
+    required = list(required)
+    known: Sequence[Part | None] = parts if parts is not None else [None] * len(required)
+    return [w for w, part in zip(required, known, strict=True) if not contains_word(text, w, part)]
+
+
+def ends_properly(text: str) -> bool:
+    """Whether the text stops at the end of a sentence (closing quotes allowed) or with "The End"."""
+    return _END.search(text.rstrip()[-24:].lower()) is not None
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, without their end marks."""
+    return [s for s in (part.strip() for part in _SENTENCE.split(text)) if s]
+
+
+def paragraph_count(text: str) -> int:
+    """Blocks between blank lines; where there is no blank line, lines."""
+    blocks = _BLANK_LINES.split(text.strip())
+    return sum(bool(block.strip()) for block in (blocks if len(blocks) > 1 else text.splitlines()))
+
+
+def repeated_share(text: str) -> float:
+    """The share of the text's four-word runs that stood in it before, 0 to 1."""
+    tokens = _tokenised(text)
+    return 1 - len(tokens.fourgram_set) / len(tokens.fourgrams) if tokens.fourgrams else 0.0
+
+
+def has_loop(text: str, max_repeated: float = 0.3) -> bool:
+    """Whether the text goes round in circles.
+
+    It does if a run of five words or more comes twice in a row, a shorter one three times in a row and
+    over at least five words, a sentence of five words or more three times anywhere, or if more than
+    the share `max_repeated` of its four-word runs stood in it before.
+    """
+    share = repeated_share(text)
+    if share == 0:  # nothing of four words comes twice, so nothing longer does
+        return False
+    return share > max_repeated or _stutters(_tokenised(text).fourgrams) or _has_refrain(text)
+
+
+def _stutters(fourgrams: Sequence[tuple[str, ...]]) -> bool:
+    """Whether some unit of words follows itself: its four-word runs come again at one same distance."""
+    last: dict[tuple[str, ...], int] = {}
+    unit = length = 0
+    for i, gram in enumerate(fourgrams):
+        distance = i - last.get(gram, i)
+        length = length + 1 if distance and distance == unit else int(distance > 0)
+        unit = distance
+        # `length` runs at this distance cover length + 3 words that repeat the ones before.
+        if length and length + 3 >= unit * (1 if unit >= 5 else 2):
+            return True
+        last[gram] = i
+    return False
+
+
+def _has_refrain(text: str) -> bool:
+    counts = Counter(" ".join(_WORD.findall(s)) for s in sentences(_tokenised(text).lower))
+    return any(n >= 3 and s.count(" ") >= 4 for s, n in counts.items())
+
+
+def is_refusal(text: str) -> bool:
+    """Whether the text opens by declining to answer, as assistants do."""
+    return _REFUSAL.match(text[:200].strip().lower().translate(_QUOTES)) is not None
+
+
+@lru_cache(maxsize=4096)
+def _line_fourgrams(line: str) -> frozenset[tuple[str, ...]]:
+    return _Tokenised(line).fourgram_set
+
+
+def echoes_prompt(text: str, prompt: str, limit: int = 10) -> bool:
+    """Whether the text says again what it was asked: `limit` or more of the prompt's four-word runs.
+
+    Ten of them are thirteen words in a row, or as much in pieces.
+    """
+    said = _tokenised(text).fourgram_set
+    return sum(len(said & _line_fourgrams(line)) for line in prompt.splitlines()) >= limit
+
+
+def distinct_n(texts: Iterable[str], n: int) -> float:
+    """Distinct n-word runs over all n-word runs of the texts (Li et al. 2016, arXiv 1510.03055); 0 if none."""
+    grams = list(chain.from_iterable(ngrams(words(text), n) for text in texts))
+    return len(set(grams)) / len(grams) if grams else 0.0

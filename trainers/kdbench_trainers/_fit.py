@@ -1,0 +1,105 @@
+"""One training from samples to a saved model, and again from where it was cut off.
+
+fit(samples, student=reader, model=model, signal=CrossEntropy(), out=out, config=config, resume=False)
+-> out/model, out/metrics.jsonl; out/checkpoints until it is done
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import PrinterCallback
+
+from kdbench.records import Completion
+from kdbench_trainers._callbacks import Interrupt, Metrics
+from kdbench_trainers._config import TrainConfig
+from kdbench_trainers._sequences import Reader, encode, split
+from kdbench_trainers._trainer import KdTrainer, Signal
+
+
+def fit(
+    samples: Sequence[Completion],
+    *,
+    student: Reader,
+    model: Any,
+    signal: Signal,
+    out: Path,
+    config: TrainConfig,
+    resume: bool,
+    teacher: Reader | None = None,
+) -> None:
+    """Train `model` and write `out/model` and `out/metrics.jsonl`; `resume` goes on from a checkpoint.
+
+    Raises NothingLeft where no sample fits, KeyboardInterrupt after Ctrl-C, once a checkpoint is kept,
+    RunFailed where the loss is no number any more.
+    """
+    sequences = encode(samples, student, teacher, config.max_length)
+    train, validation = split(sequences, config.validation_share, config.seed)
+    checkpoint = last_checkpoint(out / "checkpoints") if resume else None
+    if config.freeze_embeddings:
+        model.get_input_embeddings().weight.requires_grad_(requires_grad=False)
+    with (
+        _quiet(),
+        Metrics(out / "metrics.jsonl", config.steps, checkpoint) as metrics,
+        Interrupt() as interrupt,
+    ):
+        trainer = KdTrainer(
+            model,
+            signal,
+            train=train,
+            validation=validation,
+            tokenizer=student.tokenizer,
+            out=out,
+            config=config,
+            resumed=checkpoint is not None,
+        )
+        trainer.remove_callback(PrinterCallback)
+        for callback in (trainer.timer, metrics, interrupt):
+            trainer.add_callback(callback)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        interrupt.check()
+        if validation and metrics.last_validated < config.steps:
+            trainer.evaluate()
+        _save(model, student.tokenizer, out)
+    if not config.keep_checkpoints:
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None. One that a kill cut short lacks its state or has it torn."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    for path in sorted(found, key=lambda p: -int(p.name.removeprefix("checkpoint-"))):
+        try:
+            json.loads((path / "trainer_state.json").read_bytes())
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+        else:
+            return path
+    return None
+
+
+def _save(model: Any, tokenizer: Any, out: Path) -> None:
+    shutil.rmtree(out / "model", ignore_errors=True)
+    model.save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' own notes and bars off the terminal; its errors still show."""
+    logging = transformers.utils.logging
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()

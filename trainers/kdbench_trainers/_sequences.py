@@ -1,0 +1,155 @@
+"""Samples to token sequences: what the student reads, and which tokens it learns.
+
+    prompt [user: "Write a story"], completion "Once upon" ->
+
+    ids     <|im_start|> user ... assistant \\n  Once  upon  <|im_end|>
+    learnt       -        -         -        -    x     x        x
+
+The end marker is learnt, and nothing after it: the newline that a template may put there is never
+part of a sequence. It is not learnt from an answer that was cut off at its token limit. What the
+teacher reads may have another prompt (`teacher_prompt`) in the teacher's own template; the completion's
+ids are the same, so the two line up token by token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdbench.errors import NothingLeft, UsageError
+from kdbench.models.chat import end_ids, prompt_ids
+from kdbench.records import Completion, Message
+
+log = logging.getLogger("kdbench")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """One sample as tokens: prompt ids for both readers, and the completion ids they share."""
+
+    key: int  # position among the sequences: names it in caches
+    group: str
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+    teacher_prompt: tuple[int, ...] = ()
+    weight: float = 1.0
+
+    @property
+    def length(self) -> int:
+        """Tokens the student reads."""
+        return len(self.prompt) + len(self.completion)
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A model that reads sequences: its tokenizer, and its configs, which name what ends a turn."""
+
+    tokenizer: Any
+    configs: tuple[Any, ...] = ()
+
+
+def encode(
+    samples: Iterable[Completion], student: Reader, teacher: Reader | None, max_length: int
+) -> list[TokenSequence]:
+    """Sequences of the samples that fit into `max_length` tokens; the others are counted in a warning.
+
+    Raises NothingLeft where none fits, UsageError where the student's tokenizer has no end of turn.
+    """
+    end = end_of_turn(student)
+    dropped: Counter[str] = Counter()
+    kept: list[TokenSequence] = []
+    for number, sample in enumerate(samples):
+        sequence = _encode_one(sample, student, teacher, end, key=len(kept), number=number)
+        reason = _why_not(sequence, max_length)
+        if reason:
+            dropped[reason] += 1
+        else:
+            kept.append(sequence)
+    for reason, count in dropped.items():
+        log.warning("%d of %d samples left out: %s", count, len(kept) + dropped.total(), reason)
+    if not kept:
+        raise NothingLeft(
+            f"No sample can be trained on, out of {dropped.total()}"
+            + "".join(f"; {count}: {reason}" for reason, count in dropped.items())
+        )
+    return kept
+
+
+def _encode_one(
+    sample: Completion, student: Reader, teacher: Reader | None, end: int, *, key: int, number: int
+) -> TokenSequence:
+    completion = student.tokenizer(sample.text, add_special_tokens=False)["input_ids"]
+    cut_off = sample.origin is not None and sample.origin.finish_reason == "length"
+    if completion and not cut_off:
+        completion = [*completion, end]
+    teacher_prompt = (
+        prompt_ids(teacher.tokenizer, sample.teacher_prompt or sample.prompt) if teacher is not None else []
+    )
+    return TokenSequence(
+        key=key,
+        group=sample.group or sample.id or f"sample {number}",
+        prompt=tuple(prompt_ids(student.tokenizer, sample.prompt)),
+        completion=tuple(completion),
+        teacher_prompt=tuple(teacher_prompt),
+        weight=sample.weight,
+    )
+
+
+def _why_not(sequence: TokenSequence, max_length: int) -> str | None:
+    if not sequence.completion:
+        return "their completion is empty"
+    if sequence.weight <= 0:
+        return "their weight is not above 0"
+    longest = max(len(sequence.prompt), len(sequence.teacher_prompt)) + len(sequence.completion)
+    if longest > max_length:
+        return f"longer than max_length = {max_length} tokens; raise it to keep them"
+    return None
+
+
+def end_of_turn(reader: Reader) -> int:
+    """The token that ends the assistant's turn: the first one of the model's stops that its template writes.
+
+    Falls back to the tokenizer's EOS. Raises UsageError where there is neither.
+    """
+    stops = end_ids(reader.tokenizer, *reader.configs)
+    for token in _after_the_answer(reader.tokenizer):
+        if token in stops:
+            return token
+    if reader.tokenizer.eos_token_id is None:
+        raise UsageError(
+            "The student's tokenizer names no end-of-sequence token, so the student could never learn to "
+            "stop; set eos_token in its tokenizer_config.json"
+        )
+    return int(reader.tokenizer.eos_token_id)
+
+
+def _after_the_answer(tokenizer: Any) -> Iterator[int]:
+    """What the chat template writes from the beginning of an assistant's turn on."""
+    question = [Message(role="user", content="a")]
+    begin = len(prompt_ids(tokenizer, question))
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    yield from tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)[begin:]
+
+
+def split(
+    sequences: Sequence[TokenSequence], validation_share: float, seed: int
+) -> tuple[list[TokenSequence], list[TokenSequence]]:
+    """(train, validation): whole groups are held out, chosen by a hash of the seed and the group's name.
+
+    At least one group is held out if the share is above 0, and one is always left to train on.
+    """
+    groups = sorted({s.group for s in sequences}, key=lambda group: _hash(seed, group))
+    wanted = max(1, round(validation_share * len(groups))) if validation_share > 0 else 0
+    held_out = set(groups[: min(wanted, len(groups) - 1)])
+    if wanted and not held_out:
+        log.warning("All samples are of one group, so none is held out for validation")
+    train = [s for s in sequences if s.group not in held_out]
+    return train, [s for s in sequences if s.group in held_out]
+
+
+def _hash(seed: int, group: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{group}".encode()).digest()
