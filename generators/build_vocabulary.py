@@ -10,9 +10,10 @@
 
 A candidate is a word of the Dale-Chall list of familiar words (as textstat ships it). Its part of
 speech is the one that WordNet's sense tag counts (`cntlist.rev`) give the most tagged uses; a word
-that was never tagged counts if WordNet knows it as one part of speech only, and as no irregular form. A reader went through
-the candidates: `vocabulary_review.tsv` holds what was dropped, moved or added. The most frequent
-(wordfreq) of each part of speech stay, and all that the reader added. Sources and licences: kdbench_generators/_data/NOTICE.md.
+that was never tagged counts if WordNet knows it as one part of speech only and as no irregular form.
+A reader went through the candidates: `vocabulary_review.tsv` holds what was dropped, moved or added.
+Of each part of speech stay all that the reader added and the most frequent (wordfreq) of the rest.
+Sources and licences: kdbench_generators/_data/NOTICE.md.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ _TWINS = {
     "report": "kdbench.jobs.report_job",
     "run_job": "kdbench.jobs.running",
 }
-__all__ = list(_TWINS)  # noqa: PLE0605 - the names above, written once
+__all__ = list(_TWINS)
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from kdbench.calls import CallLog, Draw, call_key
+from kdbench.calls import CallLog, Draw, call_key, request_digest
 from kdbench.config import StrictConfig
 from kdbench.errors import (
     RateLimited,
@@ -44,7 +44,8 @@ class AskPolicy(StrictConfig):
     first_wait: float = Field(1.0, ge=0, description="seconds before the first retry; doubles each time")
     longest_wait: float = Field(60.0, ge=0, description="seconds between retries, at most")
     on_truncated: OnTruncated = Field(
-        "reject", description="a reply cut off at max_tokens: reject it, keep it, or retry once with twice the tokens"
+        "reject",
+        description="a reply cut off at max_tokens: reject it, keep it, or retry once with twice the tokens",
     )
 
 
@@ -160,7 +161,9 @@ class Asker:
             # The server's word goes for every call, and above our own cap.
             wait = max(wait, exc.retry_after)
             self._resume_at = max(self._resume_at, asyncio.get_running_loop().time() + exc.retry_after)
-        log.warning("%s: %s; trying again in %.1f s (%d of %d)", self.role, exc, wait, attempt, self.policy.retries)
+        log.warning(
+            "%s: %s; trying again in %.1f s (%d of %d)", self.role, exc, wait, attempt, self.policy.retries
+        )
         await asyncio.sleep(wait)
 
 
@@ -210,13 +213,12 @@ class SeedTeacher:
         raise Rejected("truncated", f"cut off after {reply.usage.completion_tokens} tokens")
 
     async def _one(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
-        identity = self._asker.teacher.identity
-        draw: Draw = 0
+        digest = request_digest(self._asker.teacher.identity, messages, sampling)
+        draw: Draw = 0  # greedy: there is but one answer
         if sampling.temperature > 0:
-            same = call_key(identity, messages, sampling, 0)
-            draw = (self._job_seed, self._seed, self._asked[same])
-            self._asked[same] += 1
-        key = call_key(identity, messages, sampling, draw)
+            draw = (self._job_seed, self._seed, self._asked[digest])
+            self._asked[digest] += 1
+        key = call_key(digest, draw)
         request = Request(tuple(messages), sampling, seed=int.from_bytes(key[:4], "big") >> 1)
         self._trace.calls.append(key.hex())
         reply = await self._asker.answer(key, self._seed, request)

@@ -22,6 +22,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -44,16 +45,24 @@ CREATE TABLE calls (
 """
 
 
+# One encoder for all keys: json.dumps with options makes a new one at every call.
+_encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
+
+
 @lru_cache(maxsize=256)
 def _sampling_json(sampling: Sampling) -> str:
-    return json.dumps(sampling.model_dump(), sort_keys=True)
+    return _encode(sampling.model_dump())
 
 
-def call_key(identity: str, messages: Sequence[Message], sampling: Sampling, draw: Draw) -> bytes:
-    """The 32-byte key of one call: equal requests, and only they, have equal keys."""
-    turns = json.dumps([(m.role, m.content) for m in messages], ensure_ascii=False)
-    whole = json.dumps([identity, turns, _sampling_json(sampling), draw], ensure_ascii=False)
+def request_digest(identity: str, messages: Sequence[Message], sampling: Sampling) -> bytes:
+    """sha256 of a whole request but for its draw: equal requests, and only they, have equal digests."""
+    whole = _encode([identity, _sampling_json(sampling), [(m.role, m.content) for m in messages]])
     return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).digest()
+
+
+def call_key(digest: bytes, draw: Draw) -> bytes:
+    """The 32-byte key of one call: its request's digest and its draw."""
+    return hashlib.sha256(digest + _encode(draw).encode()).digest()
 
 
 @dataclass(slots=True)
@@ -161,18 +170,16 @@ def _settle(group: list[_Put], error: StorageError | None) -> None:
                 put.done.set_exception(error)
                 put.done.exception()  # marks it as seen: its caller may be gone by now
 
-    try:
+    with suppress(RuntimeError):  # a closed loop: nobody waits any more, and the rows are on disk
         group[0].done.get_loop().call_soon_threadsafe(settle)
-    except RuntimeError:
-        pass  # the loop is closed: nobody waits any more, and the rows are on disk
 
 
 def _open(path: Path, *, create: bool, write: bool = False) -> sqlite3.Connection:
     if not create and not path.is_file():
         raise RunDirError(f"No call log at {path}; give the directory of a run that has a {FILE_NAME}")
+    # Readers are used by one thread at a time, but not always the one that opened them.
+    connection = sqlite3.connect(path, check_same_thread=False, timeout=30)
     try:
-        # Readers are used by one thread at a time, but not always the one that opened them.
-        connection = sqlite3.connect(path, check_same_thread=False, timeout=30)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if create and version == 0:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -183,6 +190,7 @@ def _open(path: Path, *, create: bool, write: bool = False) -> sqlite3.Connectio
         if write:
             connection.execute("PRAGMA synchronous=FULL")
     except sqlite3.Error as exc:
+        connection.close()
         raise RunDirError(f"{path} cannot be opened as a call log: {exc}") from exc
     if version != FORMAT:
         connection.close()

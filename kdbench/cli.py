@@ -70,9 +70,13 @@ def generate(
     teacher_sets: Annotated[
         list[str] | None, typer.Option("--teacher-set", help="Change one key of the teacher's config.")
     ] = None,
-    prompts: Annotated[Path | None, typer.Option("--prompts", help="Folder of templates of your own.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="Folder of templates of your own.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Job seed.")] = 0,
-    max_candidates: Annotated[int | None, typer.Option("--max-candidates", help="Seeds tried at most.")] = None,
+    max_candidates: Annotated[
+        int | None, typer.Option("--max-candidates", help="Seeds tried at most.")
+    ] = None,
     concurrency: Annotated[int | None, typer.Option("--concurrency", help="Seeds at once.")] = None,
     max_errors: Annotated[int, typer.Option("--max-errors", help="Failing rows before the run stops.")] = 100,
     on_truncated: Annotated[
@@ -168,7 +172,9 @@ def student(
     kind: Annotated[str, typer.Option("--kind", help="prune, scratch or weights.")],
     teacher: Annotated[str, typer.Option("--teacher", help="The teacher's weights: smollm2, hf:PATH.")],
     out: Out,
-    data: Annotated[Path | None, typer.Option("--data", help="A generate run; pruning measures on it.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="A generate run; pruning measures on it.")
+    ] = None,
     sets: Sets = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     overwrite: Overwrite = False,
@@ -210,7 +216,9 @@ def evaluate(
     data: Annotated[Path, typer.Option("--data", help="A finished generate run of held-out samples.")],
     out: Out,
     teacher: Annotated[str | None, typer.Option("--teacher", help="The teacher's weights.")] = None,
-    metric: Annotated[list[str] | None, typer.Option("--metric", help="All if not said; may be repeated.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", help="All if not said; may be repeated.")
+    ] = None,
     n: Annotated[int | None, typer.Option("-n", help="Held-out samples; all if not said.")] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest generation, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option("--temperature")] = 0.7,
@@ -291,7 +299,9 @@ def main() -> None:
     try:
         app()
     except KdbenchError as exc:
-        Console(stderr=True).print(f"kdbench: {exc}", style="red", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"kdbench: {exc}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         sys.exit(exc.exit_code)
     except KeyboardInterrupt:
         _say("Interrupted; what was done is kept: go on with --resume")

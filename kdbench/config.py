@@ -1,7 +1,7 @@
 """Strict configuration: YAML in, one frozen pydantic model out, one clear sentence if it is wrong.
 
-    build(Config, {"temprature": 0.7}, "recipe tinystories")
-    ConfigError: No key 'temprature' in the config of recipe tinystories. Did you mean 'temperature'? ...
+build(Config, {"temprature": 0.7}, "recipe tinystories")
+ConfigError: No key 'temprature' in the config of recipe tinystories. Did you mean 'temperature'? ...
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ def build(model: type[ConfigT], values: Mapping[str, Any], where: str) -> Config
         raise ConfigError(f"Config of {where}: " + "; ".join(problems)) from exc
 
 
-def _sentence(
-    model: type[BaseModel], loc: tuple[int | str, ...], kind: str, message: str, value: Any
-) -> str:
+def _sentence(model: type[BaseModel], loc: tuple[int | str, ...], kind: str, message: str, value: Any) -> str:
     key = ".".join(str(part) for part in loc)
     if kind == "extra_forbidden":
         known = _keys_at(model, loc[:-1])

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import random
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,10 @@ class SeedRunner:
         """Run the recipe on one seed. Raises RunFailed and UsageError, which end the whole run."""
         trace = Trace()
         teachers = Teachers(
-            {role: SeedTeacher(asker, self._job_seed, seed.index, trace) for role, asker in self._askers.items()}
+            {
+                role: SeedTeacher(asker, self._job_seed, seed.index, trace)
+                for role, asker in self._askers.items()
+            }
         )
         try:
             outcomes = list(await self._recipe(seed, teachers))
@@ -144,7 +147,7 @@ async def run_seeds(
     window: int,
     may_start: Callable[[int], bool] = lambda outstanding: True,
     stop: Callable[[], None] = lambda: None,
-) -> AsyncIterator[Settled]:
+) -> AsyncGenerator[Settled, None]:
     """Run seeds concurrently and give them back in order.
 
     At most `concurrency` run at once, at most `window` are started and not yet given back, and a new
@@ -174,7 +177,9 @@ async def run_seeds(
 
     def can_start() -> bool:
         outstanding = started - given
-        return not exhausted and len(running) < concurrency and outstanding < window and may_start(outstanding)
+        return (
+            not exhausted and len(running) < concurrency and outstanding < window and may_start(outstanding)
+        )
 
     try:
         while True:

@@ -123,7 +123,7 @@ class EmptyReply(TeacherError):
     """The teacher answered without any text."""
 
 
-class Rejected(Exception):  # noqa: N818 - an outcome, not an error
+class Rejected(Exception):
     """Raised by a recipe to turn down its seed: `reason` is a short fixed word that is counted."""
 
     def __init__(self, reason: str, detail: str = "") -> None:

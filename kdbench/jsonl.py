@@ -88,8 +88,7 @@ def _bad_line(path: Path, number: int, line: bytes, what: str, exc: ValidationEr
         torn = not line.endswith(b"\n")
         cause = "is cut off, as by an interrupted write" if torn else "is not valid JSON"
         return (
-            f"{path}:{number} {cause}; rebuild the file (a run made by kdbench: --resume), "
-            "or remove the line"
+            f"{path}:{number} {cause}; rebuild the file (a run made by kdbench: --resume), or remove the line"
         )
     where = ".".join(str(part) for part in first["loc"])
     return f"{path}:{number} is not a {what}: {where}: {first['msg']}; fix or remove the line"

@@ -1,8 +1,8 @@
 """What a run costs: calls, tokens and money, counted as they happen and stopped at a limit.
 
-    ledger = Ledger(Prices(prompt=0.15, completion=0.60), max_cost=5.0)
-    ledger.paid(Usage(prompt_tokens=210, completion_tokens=180))
-    ledger.cost        # -> 0.0001395
+ledger = Ledger(Prices(prompt=0.15, completion=0.60), max_cost=5.0)
+ledger.paid(Usage(prompt_tokens=210, completion_tokens=180))
+ledger.cost        # -> 0.0001395
 """
 
 from __future__ import annotations

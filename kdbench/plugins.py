@@ -67,9 +67,12 @@ def load_file(path: Path, group: str) -> ModuleType:
     """A user's own plug-in from a Python file. Raises UsageError if it is missing or incomplete."""
     word, verb = GROUPS[group]
     if not path.is_file():
-        raise UsageError(f"No {word} file {path}; give the path of a Python file, or a name from `kdbench list`")
+        raise UsageError(
+            f"No {word} file {path}; give the path of a Python file, or a name from `kdbench list`"
+        )
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None, "a .py path always has a loader"
+    assert spec is not None, "a .py path always has a spec"
+    assert spec.loader is not None, "and a loader"
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # so that pydantic can resolve the annotations of its models
     try:

@@ -1,6 +1,6 @@
 """Progress of long work: a live bar in a terminal, plain log lines everywhere else.
 
-    generate tinystories ━━━━━━━━━━━━━  37/100  2.1/s  0:00:30  acceptance 24 %, 1,204 tokens/s, $0.0000
+generate tinystories ━━━━━━━━━━━━━  37/100  2.1/s  0:00:30  acceptance 24 %, 1,204 tokens/s, $0.0000
 """
 
 from __future__ import annotations

@@ -61,7 +61,9 @@ class Prompts:
         except jinja2.TemplateSyntaxError as exc:
             raise TemplateError(f"Template {shown}, line {exc.lineno}: {exc.message}") from exc
         except jinja2.exceptions.SecurityError as exc:
-            raise TemplateError(f"Template {shown} reaches outside the sandbox: {exc}; remove that part") from exc
+            raise TemplateError(
+                f"Template {shown} reaches outside the sandbox: {exc}; remove that part"
+            ) from exc
         except (TypeError, ValueError, ArithmeticError, LookupError) as exc:
             raise TemplateError(f"Template {shown} cannot be rendered: {type(exc).__name__}: {exc}") from exc
 

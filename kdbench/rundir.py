@@ -1,13 +1,13 @@
 """A run directory: all that passes from one stage to the next, and the proof of where it came from.
 
-    out/
-      config.yaml     the resolved config
-      run.json        format, kind, fingerprint, versions, inputs, statistics
-      ...             what the stage makes
-      DONE            written last: without it the stage is not finished
+out/
+  config.yaml     the resolved config
+  run.json        format, kind, fingerprint, versions, inputs, statistics
+  ...             what the stage makes
+  DONE            written last: without it the stage is not finished
 
-    run = RunDir.create(Path("out"), kind="generate", config={...}, fingerprint={...}, if_exists="refuse")
-    ... run.update(stats={...}) ...; run.finish()
+run = RunDir.create(Path("out"), kind="generate", config={...}, fingerprint={...}, if_exists="refuse")
+... run.update(stats={...}) ...; run.finish()
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def _check_reusable(path: Path, kind: str, if_exists: IfExists) -> None:
         raise RunDirError(f"{path} is in use; {ways}")
     info = read_info(path)
     if info["kind"] != kind:
-        raise RunDirError(f"{path} holds a '{info['kind']}' run, not a '{kind}' run; choose another directory")
+        raise RunDirError(
+            f"{path} holds a '{info['kind']}' run, not a '{kind}' run; choose another directory"
+        )
 
 
 def _lock(path: Path) -> TextIO:
@@ -139,10 +141,12 @@ def _write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as exc:
         temporary.unlink(missing_ok=True)
-        raise StorageError(f"Cannot write {path}: {exc.strerror or exc}; free some room and go on with --resume") from exc
+        raise StorageError(
+            f"Cannot write {path}: {exc.strerror or exc}; free some room and go on with --resume"
+        ) from exc
 
 
 def read_info(path: Path) -> dict[str, Any]:

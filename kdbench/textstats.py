@@ -27,7 +27,9 @@ _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 _SENTENCE = re.compile(r"[.!?…]+[\"')\]*_»]*(?:\s+|$)")
 _BLANK_LINES = re.compile(r"\n\s*\n")
 _END = re.compile(r"(?:[.!?…][\"')\]}*_»]*|\bthe end\W*)$")
-_QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"'})
+_INNER_CAPITAL = re.compile(r"(?<=[\w,;] )[A-Z][^\W\d_]+")
+_TYPED = (("’", "'"), ("‘", "'"), ("“", '"'), ("”", '"'), ("—", " - "), ("–", " - "), ("…", "..."))
+_LETTERS = {code: " " for code in range(128) if not chr(code).isalpha() and chr(code) != "'"}
 _CANNOT = r"(?:can'?t|cannot|can not|won't|will not|am unable to|'m unable to|am not able to|'m not able to)"
 _REFUSAL = re.compile(
     rf"(?:(?:i'm |i am )?(?:very |so )?sorry\W+|i apologi[sz]e\W+|unfortunately\W+)?(?:but )?"
@@ -37,23 +39,25 @@ _REFUSAL = re.compile(
 
 # Forms that no rule gives. A verb's line: base, then its other forms.
 _IRREGULAR_VERBS = """
-arise arose arisen|awake awoke awoken|be am is are was were been|bear bore borne|beat beaten|become became
-begin began begun|bend bent|bite bit bitten|blow blew blown|break broke broken|bring brought|build built
-burst burst|buy bought|catch caught|choose chose chosen|come came|creep crept|cut cut|deal dealt
-dig dug|dive dove|do did does done|draw drew drawn|dream dreamt|drink drank drunk|drive drove driven|eat ate eaten
-fall fell fallen|feed fed|feel felt|fight fought|find found|flee fled|fling flung|fly flew flown
-forget forgot forgotten|forgive forgave forgiven|freeze froze frozen|get got gotten|give gave given|go went gone
-grow grew grown|hang hung|have had has|hear heard|hide hid hidden|hit hit|hold held|hurt hurt|keep kept
-kneel knelt|knit knit|know knew known|lay laid|lead led|lean leant|leap leapt|learn learnt|leave left|lend lent
-let let|lie lay lain|light lit|lose lost|make made|mean meant|meet met|pay paid|put put|quit quit|read read
-rebuild rebuilt|ride rode ridden|ring rang rung|rise rose risen|run ran|say said|see saw seen|seek sought
-sell sold|send sent|set set|sew sewn|shake shook shaken|shine shone|shoot shot|show shown|shrink shrank shrunk
-shut shut|sing sang sung|sink sank sunk|sit sat|sleep slept|slide slid|smell smelt|sneak snuck|speak spoke spoken
-spend spent|spill spilt|spin spun|spit spat|spoil spoilt|spread spread|spring sprang sprung|stand stood
-steal stole stolen|stick stuck|sting stung|strike struck|swear swore sworn|sweep swept|swell swollen
-swim swam swum|swing swung|take took taken|teach taught|tear tore torn|tell told|think thought
-throw threw thrown|understand understood|wake woke woken|wear wore worn|weave wove woven|weep wept|win won
-wind wound|write wrote written
+arise arose arisen|awake awoke awoken awakened|be am is are was were been|bear bore borne|beat beaten
+become became|begin began begun|bend bent|bite bit bitten|blow blew blown|break broke broken|bring brought
+build built|burst burst|buy bought|catch caught|choose chose chosen|come came|creep crept|cut cut|deal dealt
+dig dug|dive dove dived|do did does done|draw drew drawn|dream dreamt dreamed|drink drank drunk
+drive drove driven|eat ate eaten|fall fell fallen|feed fed|feel felt|fight fought|find found|flee fled
+fling flung|fly flew flown|forget forgot forgotten|forgive forgave forgiven|freeze froze frozen
+get got gotten|give gave given|go went gone|grow grew grown|hang hung hanged|have had has|hear heard
+hide hid hidden|hit hit|hold held|hurt hurt|keep kept|kneel knelt kneeled|knit knit knitted|know knew known
+lay laid|lead led|lean leant leaned|leap leapt leaped|learn learnt learned|leave left|lend lent|let let
+lie lay lain|light lit lighted|lose lost|make made|mean meant|meet met|pay paid|put put|quit quit quitted
+read read|rebuild rebuilt|ride rode ridden|ring rang rung|rise rose risen|run ran|say said|see saw seen
+seek sought|sell sold|send sent|set set|sew sewn sewed|shake shook shaken|shine shone shined|shoot shot
+show shown showed|shrink shrank shrunk|shut shut|sing sang sung|sink sank sunk|sit sat|sleep slept
+slide slid|smell smelt smelled|sneak snuck sneaked|speak spoke spoken|spend spent|spill spilt spilled
+spin spun|spit spat|spoil spoilt spoiled|spread spread|spring sprang sprung|stand stood|steal stole stolen
+stick stuck|sting stung|strike struck|swear swore sworn|sweep swept|swell swollen swelled|swim swam swum
+swing swung|take took taken|teach taught|tear tore torn|tell told|think thought|throw threw thrown
+understand understood|wake woke woken|wear wore worn|weave wove woven weaved|weep wept|win won|wind wound
+write wrote written
 """
 _VERBS = {
     forms[0]: frozenset(forms[1:])
@@ -67,7 +71,7 @@ _PLURAL_ENDINGS = (
     ("mouse", "mice"), ("person", "people"), ("leaf", "leaves"), ("loaf", "loaves"), ("shelf", "shelves"),
     ("calf", "calves"), ("half", "halves"), ("elf", "elves"), ("wolf", "wolves"), ("scarf", "scarves"),
     ("hoof", "hooves"), ("thief", "thieves"), ("knife", "knives"), ("life", "lives"), ("wife", "wives"),
-    ("cactus", "cacti"), ("ox", "oxen"), ("louse", "lice"),
+    ("cactus", "cacti"), ("louse", "lice"),
 )  # fmt: skip
 _COMPARISONS = {
     "good": frozenset({"better", "best"}),
@@ -83,9 +87,8 @@ class _Tokenised:
     """One text in lower case, cut into words."""
 
     def __init__(self, text: str) -> None:
-        lower = text.lower()
-        self.lower = lower if lower.isascii() else lower.translate(_QUOTES)
-        self.words: list[str] = _WORD.findall(self.lower)
+        self.lower = _plain(text).lower()
+        self.words: list[str] = _split(self.lower)
 
     @cached_property
     def vocabulary(self) -> frozenset[str]:
@@ -98,6 +101,24 @@ class _Tokenised:
     @cached_property
     def fourgram_set(self) -> frozenset[tuple[str, ...]]:
         return frozenset(self.fourgrams)
+
+
+def _plain(text: str) -> str:
+    """The text with typewriter quotes and dashes."""
+    if not text.isascii():
+        for fancy, typed in _TYPED:
+            text = text.replace(fancy, typed)
+    return text
+
+
+def _split(lower: str) -> list[str]:
+    # What _WORD finds, in a sixth of the time, wherever the text is plain ASCII.
+    if not lower.isascii() or "''" in lower:
+        return _WORD.findall(lower)
+    lower = lower.translate(_LETTERS)
+    if "'" in lower:  # an apostrophe belongs to a word only inside it
+        lower = f" {lower} ".replace(" '", " ").replace("' ", " ")
+    return lower.split()
 
 
 @lru_cache(maxsize=64)
@@ -152,18 +173,13 @@ def _with_s(word: str) -> str:
 
 
 def _verb_forms(word: str) -> set[str]:
-    stems = _stems(word)
-    past = _VERBS.get(word) or {f"{stem}ed" for stem in stems} | (
-        {f"{word[:-1]}ied"} if _consonant_y(word) else set()
-    )
     if word.endswith("ie"):
-        return {_with_s(word), f"{word}d", f"{word[:-2]}ying", *past}
-    if _consonant_y(word) and word not in _VERBS:
-        past = {f"{word[:-1]}ied"}
-    # Both "learned" and "learnt", "dreamed" and "dreamt" are written; "runned" is by nobody.
-    also = {f"{stem}ed" for stem in stems} if any(form.endswith("t") for form in past) else set()
-    ing = word if word.endswith(("ee", "ye", "oe")) else None
-    return {_with_s(word), *past, *also, *(f"{stem}ing" for stem in ([ing] if ing else stems))}
+        regular, progressive = {f"{word}d"}, {f"{word[:-2]}ying"}
+    else:
+        bare = [word] if word.endswith(("ee", "oe", "ye")) else _stems(word)
+        regular = {f"{word[:-1]}ied"} if _consonant_y(word) else {f"{stem}ed" for stem in _stems(word)}
+        progressive = {f"{stem}ing" for stem in bare}
+    return {_with_s(word), *_VERBS.get(word, regular), *progressive}
 
 
 def _comparisons(word: str) -> set[str]:
@@ -225,12 +241,6 @@ def paragraph_count(text: str) -> int:
     return sum(bool(block.strip()) for block in (blocks if len(blocks) > 1 else text.splitlines()))
 
 
-def repeated_share(text: str) -> float:
-    """The share of the text's four-word runs that stood in it before, 0 to 1."""
-    tokens = _tokenised(text)
-    return 1 - len(tokens.fourgram_set) / len(tokens.fourgrams) if tokens.fourgrams else 0.0
-
-
 def has_loop(text: str, max_repeated: float = 0.3) -> bool:
     """Whether the text goes round in circles.
 
@@ -238,10 +248,14 @@ def has_loop(text: str, max_repeated: float = 0.3) -> bool:
     over at least five words, a sentence of five words or more three times anywhere, or if more than
     the share `max_repeated` of its four-word runs stood in it before.
     """
-    share = repeated_share(text)
-    if share == 0:  # nothing of four words comes twice, so nothing longer does
+    tokens = _tokenised(text)
+    repeated = len(tokens.fourgrams) - len(tokens.fourgram_set)
+    if repeated == 0:  # nothing of four words comes twice, so nothing longer does
         return False
-    return share > max_repeated or _stutters(_tokenised(text).fourgrams) or _has_refrain(text)
+    if repeated > max_repeated * len(tokens.fourgrams) or _stutters(tokens.fourgrams):
+        return True
+    # A sentence of five words that comes three times repeats two of its four-word runs twice.
+    return repeated >= 4 and _has_refrain(tokens.lower)
 
 
 def _stutters(fourgrams: Sequence[tuple[str, ...]]) -> bool:
@@ -259,14 +273,19 @@ def _stutters(fourgrams: Sequence[tuple[str, ...]]) -> bool:
     return False
 
 
-def _has_refrain(text: str) -> bool:
-    counts = Counter(" ".join(_WORD.findall(s)) for s in sentences(_tokenised(text).lower))
-    return any(n >= 3 and s.count(" ") >= 4 for s, n in counts.items())
+def _has_refrain(lower: str) -> bool:
+    counts = Counter(tuple(_split(sentence)) for sentence in sentences(lower))
+    return any(n >= 3 and len(sentence) >= 5 for sentence, n in counts.items())
+
+
+def proper_names(text: str) -> set[str]:
+    """Words written with a capital inside a sentence, in lower case: "Then Zeb ran" -> {"zeb"}."""
+    return {name.lower() for name in _INNER_CAPITAL.findall(text)}
 
 
 def is_refusal(text: str) -> bool:
     """Whether the text opens by declining to answer, as assistants do."""
-    return _REFUSAL.match(text[:200].strip().lower().translate(_QUOTES)) is not None
+    return _REFUSAL.match(_plain(text[:200]).strip().lower()) is not None
 
 
 @lru_cache(maxsize=4096)
@@ -284,6 +303,6 @@ def echoes_prompt(text: str, prompt: str, limit: int = 10) -> bool:
 
 
 def distinct_n(texts: Iterable[str], n: int) -> float:
-    """Distinct n-word runs over all n-word runs of the texts (Li et al. 2016, arXiv 1510.03055); 0 if none."""
+    """Distinct n-word runs over all n-word runs of the texts (arXiv 1510.03055); 0 if there are none."""
     grams = list(chain.from_iterable(ngrams(words(text), n) for text in texts))
     return len(set(grams)) / len(grams) if grams else 0.0

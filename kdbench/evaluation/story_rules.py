@@ -18,7 +18,7 @@ from kdbench.config import StrictConfig
 from kdbench.evaluation import Generation, Score, Subject
 from kdbench.evaluation._bootstrap import estimate
 from kdbench.records import Completion
-from kdbench.textstats import distinct_n, ends_properly, has_loop, missing_words
+from kdbench.textstats import Part, distinct_n, ends_properly, has_loop, missing_words
 
 NEEDS = frozenset({"generations"})
 CUT_OFF = "length"
@@ -28,6 +28,10 @@ class Config(StrictConfig):
     """What is counted."""
 
     distinct: int = Field(2, ge=1, le=5, description="length in words of what distinct_N counts")
+    parts: tuple[Part, ...] = Field(
+        ("noun", "verb", "adjective"),
+        description="parts of speech of a sample's words, in order; heeded where there are as many words",
+    )
 
 
 def measure(subject: Subject, config: Config) -> list[Score]:
@@ -36,7 +40,8 @@ def measure(subject: Subject, config: Config) -> list[Score]:
     ends, no_loop, everything = [], [], []
     for sample, made in zip(subject.samples, subject.generations, strict=True):
         wanted = words_of(sample)
-        uses = not missing_words(made.text, wanted)
+        parts = config.parts if len(wanted) == len(config.parts) else None
+        uses = not missing_words(made.text, wanted, parts)
         if wanted:
             words.append(float(uses))
         ends.append(float(has_end(made)))

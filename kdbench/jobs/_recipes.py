@@ -1,7 +1,7 @@
 """A recipe as a job uses it: a plug-in's name, a user's file or a function, made into one thing.
 
-    recipe = load_recipe("tinystories", {"filters": {"min_words": 40}}, prompts=None)
-    outcomes = await recipe.run(seed, teachers)
+recipe = load_recipe("tinystories", {"filters": {"min_words": 40}}, prompts=None)
+outcomes = await recipe.run(seed, teachers)
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ class LoadedRecipe:
     async def run(self, seed: Seed, teachers: Teachers) -> Iterable[Outcome]:
         """The outcomes of one seed."""
         given = {"seed": seed, "teachers": teachers, "config": self.config, "prompts": self.prompts}
-        return await self._function(**{name: given[name] for name in self._parameters()})
+        return await self._function(**{name: given[name] for name in self._parameters})
 
+    @cached_property
     def _parameters(self) -> list[str]:
         return list(inspect.signature(self._function).parameters)
 

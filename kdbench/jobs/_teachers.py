@@ -56,7 +56,9 @@ def connect_roles(
             raise UsageError(f"The recipe has no role '{role}'{suggestion(role, roles)}")
     missing = [role for role in roles if role not in given]
     if missing:
-        raise UsageError(f"The recipe needs a teacher for the role '{missing[0]}': --teacher {missing[0]}=SPEC")
+        raise UsageError(
+            f"The recipe needs a teacher for the role '{missing[0]}': --teacher {missing[0]}=SPEC"
+        )
     connected = {role: connect(spec, config) for role, spec in given.items()}
     for role, needs in roles.items():
         lacking = sorted(needs - connected[role].capabilities)

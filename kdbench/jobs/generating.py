@@ -50,11 +50,15 @@ class GenerateSettings(AskPolicy):
     n: int = Field(ge=1, description="accepted samples wanted")
     seed: int = Field(0, ge=0, description="job seed: another seed, other samples")
     max_candidates: int | None = Field(None, ge=1, description="seeds tried at most; 20 times n if not said")
-    concurrency: int | None = Field(None, ge=1, description="seeds at once; the teacher's own wish if not said")
+    concurrency: int | None = Field(
+        None, ge=1, description="seeds at once; the teacher's own wish if not said"
+    )
     max_errors: int = Field(100, ge=0, description="failing rows after which the run stops")
     prices: Prices = Field(default_factory=Prices, description="dollars per million tokens")
     max_cost: float | None = Field(None, gt=0, description="dollars after which the run stops, resumable")
-    max_tokens_total: int | None = Field(None, ge=1, description="tokens after which the run stops, resumable")
+    max_tokens_total: int | None = Field(
+        None, ge=1, description="tokens after which the run stops, resumable"
+    )
 
     @property
     def candidates(self) -> int:
@@ -96,9 +100,7 @@ def generate(
     return run.path
 
 
-def _ours(
-    given: TeacherSpec | Mapping[str, TeacherSpec], connected: Mapping[str, Teacher]
-) -> list[Teacher]:
+def _ours(given: TeacherSpec | Mapping[str, TeacherSpec], connected: Mapping[str, Teacher]) -> list[Teacher]:
     """The teachers connected here, which are ours to close; a caller's own object stays open."""
     specs = list(given.values()) if isinstance(given, Mapping) else [given]
     return [teacher for teacher in connected.values() if all(teacher is not spec for spec in specs)]
@@ -165,7 +167,7 @@ def _check_same(out: Path, fingerprint: dict[str, Any], mode: Mode) -> None:
                 "with --reparse, or use --overwrite"
             )
         raise RunDirError(
-            f"{out} was made with another {key} ({_short(before.get(key))}, now {_short(value)}); "
+            f"{out} was made with a different {key} ({_short(before.get(key))}, now {_short(value)}); "
             f"set it back, or generate into another directory with --cache {out}"
         )
 
@@ -218,9 +220,7 @@ class _Generation:
             raise
         except asyncio.CancelledError:
             status = "interrupted"
-            log.warning(
-                "Interrupted; every reply so far is kept in %s: go on with --resume", self._run.path
-            )
+            log.warning("Interrupted; every reply so far is kept in %s: go on with --resume", self._run.path)
             raise
         else:
             return
@@ -259,13 +259,18 @@ class _Generation:
         concurrency = self._settings.concurrency or max(
             t.preferred_concurrency for t in self._teachers.values()
         )
+
+        def stop() -> None:
+            for asker in askers.values():
+                asker.stop()
+
         settled_seeds = run_seeds(
             runner,
             make_seeds(self._settings.seed, self._candidates(call_log), self._recipe.rows()),
             concurrency=concurrency,
             window=max(16 * concurrency, 1024),
             may_start=self._may_start,
-            stop=lambda: [asker.stop() for asker in askers.values()],
+            stop=stop,
         )
         out = self._run.path
         with (
@@ -287,18 +292,16 @@ class _Generation:
         return min(most, call_log.last_seed() + 1) if self._reparse else most
 
     def _id_prefix(self) -> str:
-        return canonical_hash(
-            [self._recipe.name, self._recipe.generation_config(), self._settings.seed]
-        )[:12]
+        return canonical_hash([self._recipe.name, self._recipe.generation_config(), self._settings.seed])[:12]
 
     def _may_start(self, outstanding: int) -> bool:
-        """Dispatch no more than will probably be needed: (N - accepted) / acceptance, and some slack."""
+        """Dispatch no more than will probably be needed: (N - accepted) / acceptance."""
         need = self._settings.n - self._tally.accepted
         if need <= 0:
             return False
         # Begins at one sample a seed and moves to what is seen.
-        rate = (self._tally.accepted + 2) / (self._tally.seeds + 2)
-        return outstanding < math.ceil(1.1 * need / rate) + 1
+        rate = (self._tally.accepted + 1) / (self._tally.seeds + 1)
+        return outstanding < math.ceil(need / rate)
 
     def _write(self, settled: Settled, samples: JsonlWriter, rejected: JsonlWriter) -> None:
         tally = self._tally

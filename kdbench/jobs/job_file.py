@@ -1,17 +1,18 @@
 """A job file: everything `kdbench run` does, as strict data.
 
-    format: 1
-    name: tinystories
-    teacher: smollm2
-    generate: {train: {recipe: tinystories, n: 160}, heldout: {recipe: tinystories, n: 40, seed: 1}}
-    students: {pruned: {data: train, config: {kind: prune, layers: 16}}}
-    train: {black_box: {method: black_box, data: train, student: pruned, config: {steps: 40}}}
-    evaluate: {data: heldout, models: [teacher, pruned, black_box]}
-    profiles: {quick: {note: proves the plumbing, set: {generate.train.n: 8}}}
+format: 1
+name: tinystories
+teacher: smollm2
+generate: {train: {recipe: tinystories, n: 160}, heldout: {recipe: tinystories, n: 40, seed: 1}}
+students: {pruned: {data: train, config: {kind: prune, layers: 16}}}
+train: {black_box: {method: black_box, data: train, student: pruned, config: {steps: 40}}}
+evaluate: {data: heldout, models: [teacher, pruned, black_box]}
+profiles: {quick: {note: proves the plumbing, set: {generate.train.n: 8}}}
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -97,7 +98,7 @@ def shipped_jobs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_job(job: str | Path, profile: str | None = None, sets: tuple[str, ...] | list[str] = ()) -> Job:
+def load_job(job: str | Path, profile: str | None = None, sets: Sequence[str] = ()) -> Job:
     """Read a job file, or a shipped job by name. Raises ConfigError."""
     values = load_yaml(_path_of(job))
     if profile is not None:
@@ -114,7 +115,9 @@ def _path_of(job: str | Path) -> Path:
         return path
     jobs = shipped_jobs()
     if str(job) not in jobs:
-        raise ConfigError(f"No job named '{job}'{suggestion(str(job), jobs)}; or give the path of a .yaml file")
+        raise ConfigError(
+            f"No job named '{job}'{suggestion(str(job), jobs)}; or give the path of a .yaml file"
+        )
     return jobs[str(job)]
 
 
@@ -132,7 +135,9 @@ def _with_profile(values: dict[str, Any], name: str, job: str) -> dict[str, Any]
 
 def _check_names(job: Job) -> None:
     """Every name a stage uses must be one that the job makes."""
-    uses = [(f"students.{n}.data", s.data, job.generate) for n, s in job.students.items()]
+    uses: list[tuple[str, str, Mapping[str, object]]] = [
+        (f"students.{n}.data", s.data, job.generate) for n, s in job.students.items()
+    ]
     for name, training in job.train.items():
         uses += [
             (f"train.{name}.data", training.data, job.generate),

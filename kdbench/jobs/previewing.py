@@ -7,6 +7,7 @@ of calls the first is seen.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -45,7 +46,7 @@ class Preview:
     cost_at_most: float
 
 
-class _Seen(Exception):  # noqa: N818 - ends a seed early, no error
+class _Seen(Exception):
     pass
 
 
@@ -99,7 +100,5 @@ async def _note(recipe: LoadedRecipe, seed: Seed, seen: list[PreviewedRequest]) 
     teachers = Teachers(
         {role: cast(SeedTeacher, _NotingTeacher(role, seed.index, seen)) for role in recipe.roles}
     )
-    try:
+    with suppress(_Seen):
         await recipe.run(seed, teachers)
-    except _Seen:
-        pass

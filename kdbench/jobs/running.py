@@ -118,7 +118,11 @@ def _stages(job: Job, root: Path) -> Iterator[_Stage]:
         yield _Stage(
             f"generate {name}: {gen.n} samples of {gen.recipe} from {job.teacher}",
             root / "data" / name,
-            key(f"data/{name}", [job.teacher, job.teacher_config, gen.model_dump(mode="json")], _recipe_sources(gen)),
+            key(
+                f"data/{name}",
+                [job.teacher, job.teacher_config, gen.model_dump(mode="json")],
+                _recipe_sources(gen),
+            ),
             _generating(job, gen),
         )
     for name, student in job.students.items():
@@ -126,7 +130,7 @@ def _stages(job: Job, root: Path) -> Iterator[_Stage]:
         yield _Stage(
             f"student {name}: {student.title}",
             root / "students" / name,
-            key(f"students/{name}", [job.teacher, student.model_dump(mode="json")], {}, f"data/{student.data}"),
+            key(f"students/{name}", [job.teacher, student.model_dump()], {}, f"data/{student.data}"),
             lambda path, _, student=student, data=data: make_student(  # type: ignore[misc]
                 student.config, teacher=job.teacher, data=data, out=path, seed=job.seed,
                 overwrite=(path / "run.json").is_file(),
@@ -200,5 +204,3 @@ def _sources(group: str, name: str) -> dict[str, Any]:
     """Hash of the package a plug-in lives in: what it shares with its neighbours counts too."""
     folder = Path(str(plugins.load(group, name).__file__)).parent
     return {"source": folder_sha256(folder, ["*.py"])}
-
-

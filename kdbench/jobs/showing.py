@@ -17,7 +17,11 @@ from kdbench.jobs.previewing import preview
 def show_recipe(recipe: str | Path, config: Mapping[str, Any], console: Console) -> None:
     """Print what a recipe is. Raises UsageError."""
     path = Path(recipe)
-    module = plugins.load_file(path, "generators") if path.suffix == ".py" else plugins.load("generators", str(recipe))
+    module = (
+        plugins.load_file(path, "generators")
+        if path.suffix == ".py"
+        else plugins.load("generators", str(recipe))
+    )
     loaded = load_recipe(recipe, config)
     console.rule(loaded.name)
     console.print((module.__doc__ or "").strip(), markup=False, highlight=False)

@@ -21,7 +21,6 @@ from kdbench.errors import DataError, StorageError
 from kdbench.evaluation import Score, Unit
 from kdbench.records import Record
 
-FORMAT = 1
 FILE_NAME = "scores.json"
 Role = Literal["teacher", "baseline", "student"]
 
@@ -59,7 +58,7 @@ class ModelScore(Record):
 class Scores(Record):
     """The whole file: models in the order they were named, scores by model and metric."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     models: tuple[ModelEntry, ...]
     scores: tuple[ModelScore, ...]
     settings: dict[str, str | int | float | bool | None]
@@ -108,5 +107,5 @@ class Scores(Record):
             first = exc.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise DataError(
-                f"{path} is not a scores file of format {FORMAT} ({where}: {first['msg']}); evaluate again"
+                f"{path} is not a scores file of format 1 ({where}: {first['msg']}); evaluate again"
             ) from exc

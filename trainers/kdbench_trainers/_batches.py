@@ -26,7 +26,7 @@ class BatchOrder:
         self, lengths: Sequence[int], *, batch: int, micro_batch: int | None, steps: int, seed: int
     ) -> None:
         self._lengths = lengths
-        self._batch = batch
+        self.batch = batch
         self._micro = min(micro_batch or batch, batch)
         self._steps = steps
         self._seed = seed
@@ -34,7 +34,7 @@ class BatchOrder:
     @property
     def micro_batches(self) -> int:
         """Micro-batches of one optimiser step."""
-        return -(-self._batch // self._micro)
+        return -(-self.batch // self._micro)
 
     def __len__(self) -> int:
         return self._steps * self.micro_batches
@@ -42,7 +42,7 @@ class BatchOrder:
     def __iter__(self) -> Iterator[list[int]]:
         stream = self._stream()
         for _ in range(self._steps):
-            yield from by_length([next(stream) for _ in range(self._batch)], self._lengths, self._micro)
+            yield from by_length([next(stream) for _ in range(self.batch)], self._lengths, self._micro)
 
     def _stream(self) -> Iterator[int]:
         chance = random.Random(self._seed)  # noqa: S311 - an order, not a secret

@@ -22,7 +22,7 @@ from kdbench.progress import Meter, log
 
 _KEPT = (
     "loss", "divergence", "cross_entropy", "tokens", "tokens_per_second", "seconds", "learning_rate",
-    "grad_norm", "epoch",
+    "grad_norm", "epochs",
 )  # fmt: skip
 
 

@@ -132,7 +132,7 @@ class KdTrainer(SFTTrainer):
                 "tokens": self.tokens,
                 "seconds": round(seconds, 3),
                 "tokens_per_second": round(self.tokens / seconds, 1),
-                "epoch": self.state.global_step * self.order._batch / len(self.sequences["train"]),
+                "epochs": self.state.global_step * self.order.batch / len(self.sequences["train"]),
             }
             self.sums.zero_()
             self.tokens = 0

@@ -1,0 +1,49 @@
+# make demo    one job from a teacher to a report, set-up included
+# make test    everything CI runs, set-up included
+# Both need Python 3.11 or newer and nothing else; what they install lies in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo demo-quick demo-full lint check test test-slow clean
+
+demo: $(VENV)/.train
+	$(BIN)/kdbench run tinystories
+
+demo-quick: $(VENV)/.train
+	$(BIN)/kdbench run tinystories --quick --out runs/tinystories-quick
+
+demo-full: $(VENV)/.train
+	$(BIN)/kdbench run tinystories --profile full --out runs/tinystories-full
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint
+	$(BIN)/python -m pytest -q -m "not medium and not slow"
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kdbench needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp per set of extras: the second run of a target installs nothing.
+$(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@ $(VENV)/.train
