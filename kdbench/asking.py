@@ -108,9 +108,9 @@ class Asker:
         """Note a reply that was cut off at max_tokens."""
         self._ledger.truncated += 1
 
-    async def answer(self, key: bytes, seed: int, request: Request) -> Reply:
+    async def answer(self, key: bytes, seed: int, request: Request, *, greedy: bool) -> Reply:
         """The reply to one request. Raises TeacherError, TeacherUnusable, LimitReached, StorageError."""
-        raw = self._log.get(key)
+        raw = self._log.get(key, drawn_by=None if greedy else seed)
         if raw is not None:
             return _read(raw, self._ledger.replayed)
         raw = self._log.get_cached(key)
@@ -221,7 +221,7 @@ class SeedTeacher:
         key = call_key(digest, draw)
         request = Request(tuple(messages), sampling, seed=int.from_bytes(key[:4], "big") >> 1)
         self._trace.calls.append(key.hex())
-        reply = await self._asker.answer(key, self._seed, request)
+        reply = await self._asker.answer(key, self._seed, request, greedy=draw == 0)
         self._trace.usage += reply.usage
         self._trace.finish_reason = reply.finish_reason
         return reply

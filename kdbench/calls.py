@@ -83,14 +83,20 @@ class CallLog:
     def __init__(self, path: Path, caches: Iterable[Path] = ()) -> None:
         self.path = path
         self._reader = _open(path, create=True)
+        self._last_seed_at_open = self.last_seed()
         self._caches = [_open(cache, create=False) for cache in caches]
         self._puts: queue.SimpleQueue[_Put | None] = queue.SimpleQueue()
         self._broken: StorageError | None = None
         self._writer = threading.Thread(target=self._write_all, name="call-log", daemon=True)
         self._writer.start()
 
-    def get(self, key: bytes) -> bytes | None:
-        """The raw reply of a call that this run already paid for, or None."""
+    def get(self, key: bytes, drawn_by: int | None = None) -> bytes | None:
+        """The raw reply of a call that this run already paid for, or None.
+
+        `drawn_by` is the seed whose draw the key holds, None for a greedy call.
+        """
+        if drawn_by is not None and drawn_by > self._last_seed_at_open:
+            return None  # a seed begins once a sitting: no earlier one can have left this key
         return _get(self._reader, key)
 
     def get_cached(self, key: bytes) -> bytes | None:

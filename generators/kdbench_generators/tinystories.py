@@ -83,6 +83,9 @@ class Config(StrictConfig):
     sentences: int | None = Field(None, ge=1, le=50, description="ask for so many sentences, not paragraphs")
     feature_chance: float = Field(0.5, ge=0, le=1, description="of each feature; 0.5 makes all subsets alike")
     max_features: int = Field(6, ge=0, le=6)
+    common_words: int | None = Field(
+        None, ge=1, description="draw from so many most frequent words of each part of speech; null: from all"
+    )
     example: bool = Field(False, description="show the teacher an example first; the student never sees it")
     draws: int = Field(1, ge=1, le=100, description="tries at a story before the seed is given up")
     sampling: Sampling = Sampling(temperature=1.0, max_tokens=768)
@@ -135,11 +138,10 @@ async def generate(
 
 def draw_plan(rng: random.Random, config: Config) -> Plan:
     """Words and features of one story."""
-    lists = vocabulary()
     chosen = [feature for feature in FEATURES if rng.random() < config.feature_chance]
     if len(chosen) > config.max_features:
         chosen = [f for f in FEATURES if f in rng.sample(chosen, config.max_features)]
-    noun, verb, adjective = (rng.choice(lists[part]) for part in PARTS)
+    noun, verb, adjective = (rng.choice(vocabulary()[part][: config.common_words]) for part in PARTS)
     return Plan((noun, verb, adjective), tuple(chosen))
 
 
@@ -185,6 +187,10 @@ def judge(
 _PREAMBLE = re.compile(r"(?:sure|certainly|of course|okay|ok|here)\b[^\n]*[:!.]\s*\n+", re.IGNORECASE)
 _TITLE = re.compile(r"(?:#+ |\*\*|title:|story:)[^\n]*\n+|[^\n.!?\"]{1,60}\n\s*\n", re.IGNORECASE)
 
+_MARKUP = re.compile(
+    r"^\s*(?:#|\||```|[-*•+] |\d+[.)] )|https?://|<\w+>", re.MULTILINE
+)  # headings, lists, code
+
 
 def story_of(text: str) -> str:
     """The story alone: without a preamble ("Sure! Here is a story:") and without a title line."""
@@ -201,6 +207,8 @@ def find_fault(story: str, prompt: str, plan: Plan, filters: Filters) -> tuple[s
         return "refusal", story[:80]
     if echoes_prompt(story, prompt):
         return "prompt_echoed", ""
+    if _MARKUP.search(story):
+        return "markup", ""
     if len(tokens) < filters.min_words:
         return "too_short", f"{len(tokens)} words"
     if len(tokens) > filters.max_words:
@@ -228,8 +236,8 @@ def hard_words(story: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def vocabulary() -> dict[Part, tuple[str, ...]]:
-    """The 1,500 words by part of speech; where they come from stands in _data/NOTICE.md."""
-    rows = [line.split("\t") for line in _data("words.tsv")]
+    """The 1,500 words by part of speech, most frequent first; their sources stand in _data/NOTICE.md."""
+    rows = sorted((line.split("\t") for line in _data("words.tsv")), key=lambda row: -float(row[2]))
     return {part: tuple(word for word, p, _ in rows if p == part) for part in PARTS}
 
 

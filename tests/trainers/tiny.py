@@ -6,7 +6,30 @@ from pathlib import Path
 
 from kdbench.records import Completion, Message, Origin
 
-WORDS = "write a story about the cat dog sun who was happy and sad then ran home to sleep again . be kind".split()
+WORDS = [
+    "write",
+    "a",
+    "story",
+    "about",
+    "the",
+    "cat",
+    "dog",
+    "sun",
+    "who",
+    "was",
+    "happy",
+    "and",
+    "sad",
+    "then",
+    "ran",
+    "home",
+    "to",
+    "sleep",
+    "again",
+    ".",
+    "be",
+    "kind",
+]
 CHATML = (
     "{% for m in messages %}<|im_start|> {{ m['role'] }} {{ m['content'] }} <|im_end|> newline {% endfor %}"
     "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
