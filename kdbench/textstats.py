@@ -34,7 +34,7 @@ _CANNOT = r"(?:can'?t|cannot|can not|won't|will not|am unable to|'m unable to|am
 _REFUSAL = re.compile(
     rf"(?:(?:i'm |i am )?(?:very |so )?sorry\W+|i apologi[sz]e\W+|unfortunately\W+)?(?:but )?"
     rf"(?:as an? (?:ai|(?:large )?language model|assistant)\b"
-    rf"|i ?{_CANNOT} (?:\w+ )?(?:help|assist|write|create|provide|fulfill?|generate|comply|produce|do)\b)"
+    rf"|i ?{_CANNOT} (?:\w+ )?(?:help|assist|write|create|provide|fulfill?|generate|comply|produce|continue|do)\b)"
 )
 
 # Forms that no rule gives. A verb's line: base, then its other forms.
@@ -227,7 +227,7 @@ def missing_words(text: str, required: Iterable[str], parts: Sequence[Part] | No
 
 def ends_properly(text: str) -> bool:
     """Whether the text stops at the end of a sentence (closing quotes allowed) or with "The End"."""
-    return _END.search(text.rstrip()[-24:].lower()) is not None
+    return _END.search(_plain(text.rstrip()[-24:]).lower()) is not None
 
 
 def sentences(text: str) -> list[str]:

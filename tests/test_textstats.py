@@ -87,7 +87,9 @@ def test_without_a_part_of_speech_the_forms_of_all_three_count():
 def test_a_word_is_among_its_forms_and_all_begin_alike(word, part):
     forms = ts.inflections(word, part)
     assert word in forms
-    irregular = word in ts._VERBS or word in ts._COMPARISONS or any(word.endswith(e) for e, _ in ts._PLURAL_ENDINGS)
+    irregular = (
+        word in ts._VERBS or word in ts._COMPARISONS or any(word.endswith(e) for e, _ in ts._PLURAL_ENDINGS)
+    )
     if not irregular:
         assert all(form.startswith(word[:-2]) for form in forms)
 
@@ -118,8 +120,8 @@ def test_missing_words_are_named_in_the_order_given():
 
 @pytest.mark.parametrize(
     "text",
-    ["It rained.", "Really?\n", 'He said, "Yes!"', "(So it goes.)", "*It was late.*", "And so on…", "**The End**",
-     "They slept.\n\nThe end", "“Good night.”"],
+    ["It rained.", "Really?\n", 'He said, "Yes!"', "(So it goes.)", "*It was late.*", "And so on…",
+     "**The End**", "They slept.\n\nThe end", "“Good night.”"],
 )  # fmt: skip
 def test_a_whole_sentence_ends_a_text(text):
     assert ts.ends_properly(text)
@@ -127,7 +129,16 @@ def test_a_whole_sentence_ends_a_text(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "It rained and", "He said,", 'He said, "', 'They stopped. "', "Once.\n\nThen the", "The ending", "1, 2, 3:"],
+    [
+        "",
+        "It rained and",
+        "He said,",
+        'He said, "',
+        'They stopped. "',
+        "Once.\n\nThen the",
+        "The ending",
+        "1, 2, 3:",
+    ],
 )
 def test_a_text_that_is_cut_off_has_no_end(text):
     assert not ts.ends_properly(text)
@@ -178,7 +189,7 @@ def test_a_long_enough_unit_twice_in_a_row_is_a_loop_wherever_it_stands(unit, be
 
 @pytest.mark.parametrize(
     "text",
-    ["I'm sorry, but I can't help with that.", "I cannot write this story.", "As an AI language model, I think ...",
+    ["I'm sorry, but I can't help with that.", "I cannot write this story.", "As an AI language model, I ...",
      "Sorry, I am unable to assist with that.", "I’m sorry, but as a language model I do not tell stories.",
      "Unfortunately, I can't continue this."],
 )  # fmt: skip
@@ -196,7 +207,9 @@ def test_a_story_about_being_sorry_is_no_refusal(text):
 
 
 def test_an_echo_is_many_runs_of_the_prompt():
-    prompt = "Write a short story for a small child.\nIt must have the words cat, jump and happy in it, please."
+    prompt = (
+        "Write a short story for a small child.\nIt must have the words cat, jump and happy in it, please."
+    )
     assert ts.echoes_prompt(f"Sure! {prompt} A cat jumped.", prompt)
     assert not ts.echoes_prompt("It must have the words, said the happy cat. Jump!", prompt)
     assert ts.echoes_prompt("It must have the words, said the cat.", prompt, limit=2)
@@ -207,7 +220,12 @@ def test_names_are_the_capitals_inside_a_sentence():
 
 
 def test_sentences_and_paragraphs():
-    assert ts.sentences('One day it rained. "Stop!" he said. Now...') == ["One day it rained", '"Stop', "he said", "Now"]
+    assert ts.sentences('One day it rained. "Stop!" he said. Now...') == [
+        "One day it rained",
+        '"Stop',
+        "he said",
+        "Now",
+    ]
     assert ts.paragraph_count("One.\n\nTwo.\nStill two.\n \nThree.") == 3
     assert ts.paragraph_count("One.\nTwo.") == 2
     assert ts.paragraph_count("  \n") == 0

@@ -69,7 +69,7 @@ class BatchSampler:
     """Samples from one model. Not thread-safe: one loop at a time."""
 
     def __init__(self, model: Any, tokenizer: Any, *, batch: int = 64) -> None:
-        """`batch` is the number of rows decoded at once. Raises UsageError for a model without attention cache."""
+        """`batch` is the number of rows decoded at once. Raises UsageError for a model of an unknown kind."""
         config = model.config
         kinds = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
         if kinds:
@@ -80,6 +80,7 @@ class BatchSampler:
         self.model = model
         self.tokenizer = tokenizer
         self.batch = batch
+        self._refill = max(1, batch // 8)
         self.ends = frozenset(end_ids(tokenizer, model.generation_config, config))
         self.context: int = getattr(config, "max_position_embeddings", None) or 2**31
         self._window: int | None = getattr(config, "sliding_window", None)
@@ -107,7 +108,8 @@ class BatchSampler:
     def stream(
         self, take: Callable[[int], Sequence[Job]], wanted: Callable[[Job], bool] = lambda job: True
     ) -> Iterator[tuple[Job, Sampled]]:
-        """Replies as they end. `take(room)` gives at most `room` new jobs, and is asked before every token.
+        """Replies as they end. `take(room)` gives at most `room` new jobs, and is asked whenever an
+        eighth of the batch is free.
 
         Ends when no row is left and `take` gives none. A row whose job is no longer `wanted` leaves
         without a reply. Raises UsageError for a prompt that fills the model's context.
@@ -116,7 +118,8 @@ class BatchSampler:
         cache = RowCache()
         with fast_inference(self.model):
             while True:
-                if len(rows) < self.batch:
+                # A few at a time: a prefill of one row costs nearly as much as one of eight.
+                if not rows or self.batch - len(rows) >= self._refill:
                     rows += self._join(cache, take(self.batch - len(rows)))
                 if not rows:
                     return

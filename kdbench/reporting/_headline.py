@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from kdbench.reporting.comparison import number
 from kdbench.reporting.scores_file import ModelEntry, Scores
@@ -16,8 +17,8 @@ from kdbench.reporting.scores_file import ModelEntry, Scores
 _GAINS = {
     "perplexity": "its perplexity on the teacher's text",
     "agreement_kl": "its divergence from the teacher",
-    "agreement_top1": "the tokens on which it agrees with the teacher",
-    "rules_all": "its stories that keep all rules",
+    "agreement_top1": "its share of top tokens equal to the teacher's",
+    "rules_all": "the share of its stories that keep all rules",
 }
 # By what the student to speak of is chosen: the first that was measured.
 _CHOOSE_BY = ("agreement_kl", "perplexity", "rules_all", "rouge_l")
@@ -42,7 +43,10 @@ class Headline:
 
 
 def headline(scores: Scores, started_from: Mapping[str, str]) -> Headline:
-    """The headline of an evaluation; `started_from` is the reference each trained run began with."""
+    """The headline of an evaluation.
+
+    `started_from` leads from a trained model to the one it began as, both by weights or `short_ref`.
+    """
     student = _best_student(scores)
     teacher = next(iter(scores.role("teacher")), None)
     if student is None:
@@ -67,10 +71,14 @@ def _best_student(scores: Scores) -> ModelEntry | None:
 
 def _before(scores: Scores, student: ModelEntry, started_from: Mapping[str, str]) -> ModelEntry | None:
     """The untrained model the student was made from, if it is in the table."""
-    start = started_from.get(student.weights_sha256) or started_from.get(student.ref)
-    baselines = list(scores.role("baseline"))
-    exact = [model for model in baselines if start in (model.ref, model.weights_sha256)]
-    return exact[0] if exact else baselines[0] if len(baselines) == 1 else None
+    start = started_from.get(student.weights_sha256) or started_from.get(short_ref(student.ref))
+    named = (m for m in scores.role("baseline") if start in (m.weights_sha256, short_ref(m.ref)))
+    return next(named, None)
+
+
+def short_ref(ref: str) -> str:
+    """The last two parts of a path: the same for a job's directory wherever it is looked at from."""
+    return "/".join(PurePath(ref).parts[-2:])
 
 
 def _value(scores: Scores, model: ModelEntry | None, metric: str) -> float | None:
@@ -81,9 +89,9 @@ def _value(scores: Scores, model: ModelEntry | None, metric: str) -> float | Non
 def _size(scores: Scores, student: ModelEntry, teacher: ModelEntry | None) -> str:
     if teacher is None:
         return f"{student.name} has {number(student.parameters, 'parameters')} parameters."
-    share = student.parameters / teacher.parameters
+    share = number(student.parameters / teacher.parameters, "fraction")
     text = (
-        f"{student.name} has {share:.0%} of the teacher's parameters "
+        f"{student.name} has {share} of the teacher's parameters "
         f"({number(student.parameters, 'parameters')} of {number(teacher.parameters, 'parameters')})"
     )
     fast, slow = (_value(scores, m, "tokens_per_second") for m in (student, teacher))
@@ -105,7 +113,7 @@ def _gain(scores: Scores, student: ModelEntry, before: ModelEntry | None, teache
         if goal is not None and metric not in ("agreement_kl", "agreement_top1"):
             clause += f" (teacher {_shown(scores, student, metric, goal)})"
         clauses.append(clause)
-    return f"From {before.name}, before training: {_listed(clauses)}." if clauses else ""
+    return f"Against {before.name}, the same model before training, {_listed(clauses)}." if clauses else ""
 
 
 def _moved(scores: Scores, metric: str, student: ModelEntry, old: float, new: float) -> str:

@@ -84,17 +84,16 @@ def _outputs(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _hashes(value: Any, label: str) -> Iterator[tuple[str, str]]:
-    """Every hash inside a run.json entry, with the dotted key it stands under."""
+    """Every hash inside a run.json entry, with the keys it stands under."""
     if isinstance(value, Mapping):
         for key, nested in value.items():
-            yield from _hashes(nested, f"{label}.{key}" if label else str(key))
+            yield from _hashes(nested, f"{label} {key}".strip())
     elif isinstance(value, str) and _HASH.fullmatch(value):
-        yield label.removesuffix("_sha256"), value
+        yield label.removesuffix("_sha256").replace("_", " "), value
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
-    for role, identity in teacher_names(run.info).items():
-        yield role, identity
+    yield from teacher_names(run.info).items()
     for key in ("recipe", "trainer", "method", "seed"):
         if (value := run.info.get(key, run.config.get(key))) is not None:
             yield key, str(value)

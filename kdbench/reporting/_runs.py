@@ -17,6 +17,7 @@ from kdbench.errors import ConfigError, RunDirError
 from kdbench.rundir import is_done, read_info
 
 DEPTH = 3  # folders below the given one in which a run is looked for
+STAGES = ("generate", "student", "train", "evaluate")  # the kinds a report has sections for
 log = logging.getLogger("kdbench")
 
 
@@ -60,7 +61,13 @@ def find_runs(dirs: Sequence[Path]) -> list[Run]:
         raise RunDirError(
             f"No run to report on in {', '.join(map(str, dirs))}; give a directory that kdbench has written"
         )
-    return sorted(found.values(), key=lambda run: str(run.info.get("started", "")))
+    return sorted(found.values(), key=_order)
+
+
+def _order(run: Run) -> tuple[str, int]:
+    # Short stages can start within one second; then the usual order of stages decides.
+    place = STAGES.index(run.kind) if run.kind in STAGES else len(STAGES)
+    return str(run.info.get("started", "")), place
 
 
 def _run_folders(folder: Path, depth: int) -> Iterator[Path]:

@@ -16,6 +16,7 @@ from kdbench.evaluation.story_rules import has_end, words_of
 from kdbench.jsonl import read_rejections, read_samples
 from kdbench.records import Completion, Rejection
 from kdbench.reporting._runs import Run
+from kdbench.reporting.scores_file import ModelEntry
 from kdbench.textstats import has_loop, inflections, missing_words, vocabulary
 
 MOST_SAMPLES = 400
@@ -23,13 +24,20 @@ MOST_REJECTED = 400
 REFERENCE = "Held-out text"
 
 
-def held_out_stories(run: Run, models: Sequence[str]) -> dict[str, Any]:
-    """{"columns": [...], "rows": [...], "total": n} of an evaluation; no rows where files are missing."""
+def held_out_stories(run: Run, models: Sequence[ModelEntry], colors: Mapping[str, int]) -> dict[str, Any]:
+    """Columns (held-out text, then models) and rows of an evaluation; no rows where files are missing."""
     samples = [s for s in _samples(run) if isinstance(s, Completion)]
     texts = {model: {g.id: g for g in made} for model, made in _read_generations(run).items()}
-    columns = [model for model in models if model in texts]
+    shown = [model for model in models if model.name in texts]
+    columns = [model.name for model in shown]
     rows = [_row(sample, [texts[c].get(sample.id) for c in columns]) for sample in samples[:MOST_SAMPLES]]
-    return {"columns": [REFERENCE, *columns], "rows": rows, "total": len(samples)}
+    return {
+        "columns": [REFERENCE, *columns],
+        "roles": ["reference", *(model.role for model in shown)],
+        "colors": [colors[name] for name in (REFERENCE, *columns)],
+        "rows": rows,
+        "total": len(samples),
+    }
 
 
 def _samples(run: Run) -> list[Any]:
@@ -95,7 +103,9 @@ def _fair(
     found: Sequence[tuple[str, Rejection]], reasons: Mapping[str, int]
 ) -> Iterator[tuple[str, Rejection]]:
     """All, or too many of them: the first of every reason, so that a rare one is not crowded out."""
-    each = len(found) if len(found) <= MOST_REJECTED else max(1, MOST_REJECTED // len(reasons))
+    each = max(reasons.values(), default=0)
+    while each > 1 and sum(min(each, count) for count in reasons.values()) > MOST_REJECTED:
+        each -= 1
     taken: Counter[str] = Counter()
     for name, rejection in found:
         taken[rejection.reason] += 1

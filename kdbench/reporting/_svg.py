@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup, escape
 
@@ -69,9 +70,9 @@ def _line(frame: _Frame, series: Series, width: int) -> Markup:
     if not series.dots:
         return line
     dots = (
-        Markup('<circle class="dot c{}" cx="{:.1f}" cy="{:.1f}" r="3"><title>{} {:g}: {:.4g}</title></circle>').format(
-            series.color, *frame.at(x, y), series.name, x, y
-        )
+        Markup(
+            '<circle class="dot c{}" cx="{:.1f}" cy="{:.1f}" r="3"><title>{} {:g}: {:.4g}</title></circle>'
+        ).format(series.color, *frame.at(x, y), series.name, x, y)
         for x, y in series.points
         if math.isfinite(y)
     )  # fmt: skip
@@ -94,10 +95,10 @@ def histogram(
     height: int = 130,
 ) -> Markup:
     """Shares of values between edges; `top` is the value axis' end, so that pictures compare."""
-    counts = [sum(low <= v < high for v in values) for low, high in zip(edges, edges[1:], strict=False)]
+    counts = [sum(low <= v < high for v in values) for low, high in pairwise(edges)]
     total = len(values) or 1
-    frame = _Frame(width, height, 34, 32, (edges[0], edges[-1]), (0, 100 * top))
-    parts = [_axes(frame, x, "%", lines=2)]
+    frame = _Frame(width, height, 36, 32, (edges[0], edges[-1]), (0, 100 * top))
+    parts = [_axes(frame, x, "", lines=2, percent=True)]
     for low, high, count in zip(edges, edges[1:], counts, strict=False):
         left, up = frame.at(low, 100 * count / total)
         right, down = frame.at(high, 0)
@@ -117,15 +118,15 @@ def bars(rows: Sequence[tuple[str, float]], *, color: int, width: int = 520) -> 
     total = sum(value for _, value in rows) or 1
     parts = []
     for number, (name, value) in enumerate(rows):
-        y = number * row
-        length = value / most * (width - left - 110)
-        parts.append(
-            Markup(
-                '<text x="{}" y="{}" class="label end">{}</text>'
-                '<rect class="fill c{}" x="{}" y="{}" width="{:.1f}" height="16" rx="2"/>'
-                '<text x="{:.1f}" y="{}" class="label">{:,.0f} ({:.0%})</text>'
-            ).format(left - 8, y + 15, name, color, left, y + 3, length, left + length + 6, y + 15, value, value / total)
-        )  # fmt: skip
+        y, length = number * row, value / most * (width - left - 110)
+        bar = Markup('<rect class="fill c{}" x="{}" y="{}" width="{:.1f}" height="16" rx="2"/>')
+        text = Markup('<text x="{:.1f}" y="{}" class="label{}">{}</text>')
+        share = f"{value:,.0f} ({value / total:.0%})"
+        parts += [
+            text.format(left - 8, y + 15, " end", name),
+            bar.format(color, left, y + 3, length),
+            text.format(left + length + 6, y + 15, "", share),
+        ]
     return _svg(width, row * len(rows), "counts by reason", parts)
 
 
@@ -149,15 +150,19 @@ def columns(values: Sequence[float], kept: frozenset[int], *, x: str, y: str, wi
     return _svg(width, height, f"{y} by {x}", parts)
 
 
-def _axes(frame: _Frame, x: str, y: str, *, lines: int = 4, integers: bool = False) -> Markup:
-    parts = []
+def _axes(
+    frame: _Frame, x: str, y: str, *, lines: int = 4, integers: bool = False, percent: bool = False
+) -> Markup:
+    parts, sign = [], "%" if percent else ""
     for value in ticks(*frame.y, lines):
         left, height = frame.at(frame.x[0], value)
         parts.append(
             Markup(
                 '<line class="grid" x1="{:.1f}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>'
-                '<text class="tick end" x="{:.1f}" y="{:.1f}">{:g}</text>'
-            ).format(left, frame.width - frame.right, height, height, left - 6, height + 4, value)
+                '<text class="tick end" x="{:.1f}" y="{:.1f}">{}</text>'
+            ).format(
+                left, frame.width - frame.right, height, height, left - 6, height + 4, f"{value:g}{sign}"
+            )
         )
     for value in ticks(*frame.x, 5):
         if integers and value != int(value):
@@ -187,7 +192,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
         return [low]
     rough = (high - low) / about
     size = 10 ** math.floor(math.log10(rough))
-    step = next(f * size for f in (1, 2, 5, 10) if f * size >= rough * 0.999)
+    step = next(f * size for f in (1, 2, 5, 10) if f * size >= 0.8 * rough)
     first = math.ceil(low / step - 1e-9)
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 

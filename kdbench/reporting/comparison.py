@@ -32,6 +32,7 @@ LABELS = {
     "parameters": "Parameters",
     "bytes": "Size on disk",
 }
+NO_BREAK = "\u00a0"
 _DIRECTIONS = {True: "higher is better", False: "lower is better", None: ""}
 
 
@@ -57,8 +58,10 @@ class Row:
 
 
 def rows(scores: Scores) -> list[Row]:
-    """The table's rows, in the order the metrics were measured."""
-    return [_row(scores, metric) for metric in scores.metrics()]
+    """The table's rows: metrics that kdbench brings in the order of LABELS, then others as measured."""
+    known = list(LABELS)
+    metrics = sorted(scores.metrics(), key=lambda m: known.index(m) if m in LABELS else len(known))
+    return [_row(scores, metric) for metric in metrics]
 
 
 def _row(scores: Scores, metric: str) -> Row:
@@ -86,15 +89,14 @@ def _cell(score: ModelScore, *, best: bool) -> Cell:
 
 
 def number(value: float, unit: Unit = "", *, bare: bool = False) -> str:
-    """A number for reading: three significant digits, its unit unless `bare`."""
+    """A number for reading: three significant digits, its unit unless `bare`, never broken in two."""
     if unit == "fraction":
-        return f"{100 * value:.1f}" + ("" if bare else " %")
+        return f"{100 * value:.1f}" + ("" if bare else f"{NO_BREAK}%")
     if unit == "bytes":
         return _scaled(value, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0)))
     if unit == "parameters":
         return _scaled(value, (("B", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0)))
-    suffix = {"tokens/s": " tokens/s", "nats": " nats"}.get(unit, "")
-    return significant(value) + ("" if bare else suffix)
+    return significant(value) + (f"{NO_BREAK}{unit}" if unit and not bare else "")
 
 
 def significant(value: float) -> str:
@@ -109,7 +111,7 @@ def significant(value: float) -> str:
 
 def _scaled(value: float, steps: tuple[tuple[str, float], ...]) -> str:
     name, size = next(((n, s) for n, s in steps if value >= s), steps[-1])
-    return f"{significant(value / size)} {name}".strip()
+    return f"{significant(value / size)}{NO_BREAK}{name}".strip()
 
 
 def comparison_table(scores: Scores) -> Table:
@@ -140,6 +142,6 @@ def _cell_text(cell: Cell) -> Text:
     for extra in (cell.interval, cell.note):
         if extra:
             text.append(" ")
-            # No break inside: a narrow terminal wraps between value and interval.
-            text.append(extra.replace(" ", "\u00a0"), style="dim not bold")
+            # A narrow terminal wraps between value and interval.
+            text.append(extra.replace(" ", NO_BREAK), style="dim not bold")
     return text

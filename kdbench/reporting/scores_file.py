@@ -72,10 +72,13 @@ class Scores(Record):
         return next((s for s in self.scores if s.model == model and s.metric == metric), None)
 
     def best(self, metric: str) -> frozenset[str]:
-        """The models, the teacher apart, with the best value; none where there is nothing to compare."""
+        """The models, the teacher apart, with the best value; none where there is nothing to compare.
+
+        A number without an interval, such as a speed measured once, names no best: it may be chance.
+        """
         rivals = {m.name for m in self.models if m.role != "teacher"}
         found = [s for s in self.scores if s.metric == metric and s.model in rivals and s.value is not None]
-        if len(found) < 2 or found[0].higher_is_better is None:
+        if len(found) < 2 or found[0].higher_is_better is None or any(s.low is None for s in found):
             return frozenset()
         values = {s.model: s.value for s in found if s.value is not None}
         best = (max if found[0].higher_is_better else min)(values.values())

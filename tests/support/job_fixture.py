@@ -19,10 +19,10 @@ from kdbench.records import Completion, Message, Origin, Rejection
 from kdbench.reporting.scores_file import ModelEntry, ModelScore, Scores
 from kdbench.rundir import RunDir
 
-NOUNS = "kite pond drum lamp bear ladder cake river button stone".split()
-VERBS = "listen jump carry share climb paint whisper find dance hide".split()
-ADJECTIVES = "windy brave tiny silly red sleepy shiny kind quiet warm".split()
-NAMES = "Mia Tom Ana Ben Lily Sam".split()
+NOUNS = ["kite", "pond", "drum", "lamp", "bear", "ladder", "cake", "river", "button", "stone"]
+VERBS = ["listen", "jump", "carry", "share", "climb", "paint", "whisper", "find", "dance", "hide"]
+ADJECTIVES = ["windy", "brave", "tiny", "silly", "red", "sleepy", "shiny", "kind", "quiet", "warm"]
+NAMES = ["Mia", "Tom", "Ana", "Ben", "Lily", "Sam"]
 REASONS = {
     "missing_words": 171,
     "cut_off": 118,
@@ -68,7 +68,7 @@ def write_story(rng, words, *, quality=1.0, sentences=None):
 
 def sample(rng, prefix, seed, words=None):
     words = words or words_of(rng)
-    prompt = f"Write a short story. It must use the noun {words[0]}, the verb {words[1]} and the adjective {words[2]}."
+    prompt = "Write a short story. It must use the noun {}, the verb {} and the adjective {}.".format(*words)
     return Completion(
         id=f"{prefix}-{seed}-0",
         prompt=(Message(role="user", content=prompt),),
@@ -84,13 +84,15 @@ def generate_run(path, *, n, seed, hostile=False):
     scale = n / 160
     reasons = {reason: max(1, round(count * scale)) for reason, count in REASONS.items()}
     templates = {"tinystories/short.j2": hashlib.sha256(b"short").hexdigest()}
-    run = RunDir.create(
-        path,
-        kind="generate",
-        config={"recipe": "tinystories", "settings": {"n": n, "seed": seed}},
-        fingerprint={"recipe": "tinystories", "seed": seed, "templates": templates,
-                     "recipe_source": hashlib.sha256(b"recipe").hexdigest(), "teachers": {"teacher": TEACHER_SHA}},
-    )  # fmt: skip
+    fingerprint = {
+        "recipe": "tinystories",
+        "seed": seed,
+        "templates": templates,
+        "recipe_source": hashlib.sha256(b"recipe").hexdigest(),
+        "teachers": {"teacher": TEACHER_SHA},
+    }
+    config = {"recipe": "tinystories", "settings": {"n": n, "seed": seed}}
+    run = RunDir.create(path, kind="generate", config=config, fingerprint=fingerprint)
     with JsonlWriter(path / "samples.jsonl") as file:
         made = [sample(rng, prefix, i) for i in range(n)]
         if hostile:
@@ -112,12 +114,22 @@ def generate_run(path, *, n, seed, hostile=False):
         seed=seed,
         licence="Apache-2.0",
         stats={
-            "accepted": n, "rejected": sum(reasons.values()), "seeds": n + 60, "reasons": reasons,
-            "seconds": 210.4 * scale, "calls": n + sum(reasons.values()), "replayed_calls": 0, "cached_calls": 12,
-            "retries": 3, "truncated": reasons["truncated"], "prompt_tokens": 96 * 4 * n,
-            "completion_tokens": 140 * 4 * n, "cost": 0.0, "prices": {"prompt": 0.0, "completion": 0.0},
+            "accepted": n,
+            "rejected": sum(reasons.values()),
+            "seeds": n + 60,
+            "reasons": reasons,
+            "seconds": 210.4 * scale,
+            "calls": n + sum(reasons.values()),
+            "replayed_calls": 0,
+            "cached_calls": 12,
+            "retries": 3,
+            "truncated": reasons["truncated"],
+            "prompt_tokens": 96 * 4 * n,
+            "completion_tokens": 140 * 4 * n,
+            "cost": 0.0,
+            "prices": {"prompt": 0.0, "completion": 0.0},
         },
-    )  # fmt: skip
+    )
 
 
 def detail_of(reason):
@@ -126,13 +138,16 @@ def detail_of(reason):
 
 def student_run(path):
     rng = random.Random(5)
-    influence = [
-        round(0.35 * math.exp(-i / 3) + 0.02 + 0.02 * rng.random() + (0.3 if i == 29 else 0), 4)
-        for i in range(30)
-    ]
+    influence = [round(0.35 * math.exp(-i / 3) + 0.02 + 0.02 * rng.random(), 4) for i in range(30)]
+    influence[29] += 0.3
     kept = sorted(sorted(range(30), key=lambda i: -influence[i])[:16])
-    run = RunDir.create(path, kind="student", config={"student": {"kind": "prune", "layers": 16}, "teacher": "smollm2"},
-                        fingerprint={"teacher_weights": TEACHER_SHA, "data_sha256": file_sha256(path.parent.parent / "data/train/samples.jsonl")})  # fmt: skip
+    data_sha256 = file_sha256(path.parent.parent / "data/train/samples.jsonl")
+    run = RunDir.create(
+        path,
+        kind="student",
+        config={"student": {"kind": "prune", "layers": 16}, "teacher": "smollm2"},
+        fingerprint={"teacher_weights": TEACHER_SHA, "data_sha256": data_sha256},
+    )
     (path / "model").mkdir()
     run.finish(
         teacher={"spec": "smollm2", "weights_sha256": TEACHER_SHA},
@@ -142,28 +157,47 @@ def student_run(path):
 
 
 def train_run(path, method, *, floor, seed, weights):
-    rng = random.Random(seed)
     root = path.parent.parent
-    run = RunDir.create(path, kind="train", config={"trainer": method, "student": str(root / "students/pruned"), "teacher": "smollm2", "config": {"steps": 120, "learning_rate": 0.0005}},
-                        fingerprint={"data_sha256": file_sha256(root / "data/train/samples.jsonl"), "student_weights": PRUNED_SHA, "teacher_weights": TEACHER_SHA})  # fmt: skip
+    student = str(root / "students/pruned")
+    run = RunDir.create(
+        path,
+        kind="train",
+        config={"trainer": method, "student": student, "teacher": "smollm2", "config": {"steps": 120}},
+        fingerprint={
+            "data_sha256": file_sha256(root / "data/train/samples.jsonl"),
+            "student_weights": PRUNED_SHA,
+            "teacher_weights": TEACHER_SHA,
+        },
+    )
     (path / "model").mkdir()
     with open(path / "metrics.jsonl", "w") as file:
-        for step in range(1, 121):
-            loss = floor + (8.5 - floor) * math.exp(-step / 22) + rng.gauss(0, 0.08)
-            line = {"step": step, "split": "train", "loss": loss, "tokens": 1800, "tokens_per_second": 410 + rng.gauss(0, 20), "learning_rate": 5e-4}  # fmt: skip
+        for line in metrics(floor, random.Random(seed)):
             file.write(json.dumps(line) + "\n")
-            if step % 20 == 0:
-                loss = floor + 0.25 + (8.3 - floor) * math.exp(-step / 21)
-                file.write(
-                    json.dumps({"step": step, "split": "validation", "loss": loss, "tokens": 4000}) + "\n"
-                )
     run.finish(
         trainer=method,
-        student={"ref": str(root / "students/pruned"), "weights_sha256": PRUNED_SHA},
+        student={"ref": student, "weights_sha256": PRUNED_SHA},
         teacher={"spec": "smollm2", "weights_sha256": TEACHER_SHA},
         weights_sha256=weights,
-        stats={"steps": 120, "tokens": 216_000, "seconds": 530.2, "tokens_per_second": 407.4, "parameters": 84_900_000, "validation_loss": floor + 0.27},
-    )  # fmt: skip
+        stats={
+            "samples": 160,
+            "steps": 120,
+            "tokens": 216_000,
+            "seconds": 530.2,
+            "tokens_per_second": 407.4,
+            "parameters": 84_900_000,
+            "validation_loss": floor + 0.27,
+        },
+    )
+
+
+def metrics(floor, rng):
+    for step in range(1, 121):
+        loss = floor + (8.5 - floor) * math.exp(-step / 22) + rng.gauss(0, 0.08)
+        speed = 410 + rng.gauss(0, 20)
+        yield {"step": step, "split": "train", "loss": loss, "tokens": 1800, "tokens_per_second": speed}
+        if step % 20 == 0:
+            loss = floor + 0.25 + (8.3 - floor) * math.exp(-step / 21)
+            yield {"step": step, "split": "validation", "loss": loss, "tokens": 4000}
 
 
 MODELS = {  # name -> role, quality, perplexity, KL, top-1, tokens/s, parameters
@@ -172,42 +206,50 @@ MODELS = {  # name -> role, quality, perplexity, KL, top-1, tokens/s, parameters
     "black_box": ("student", 0.45, 14.1, 1.12, 0.534, 271.0, 84_900_000),
     "white_box": ("student", 0.55, 12.3, 0.88, 0.571, 266.0, 84_900_000),
 }
-NOISE = "rr the of of zz blue to to to and and qu in it it".split()
+NOISE = ["rr", "the", "of", "of", "zz", "blue", "to", "to", "to", "and", "and", "qu", "in", "it", "it"]
 
 
 def evaluate_run(path, *, hostile=False):
-    rng = random.Random(11)
     root = path.parent
-    lines = (root / "data/heldout/samples.jsonl").read_text().splitlines()
-    samples = [Completion.model_validate_json(line) for line in lines]
+    source = root / "data/heldout/samples.jsonl"
+    samples = [Completion.model_validate_json(line) for line in source.read_text().splitlines()]
     shas = dict(zip(MODELS, (TEACHER_SHA, PRUNED_SHA, BLACK_SHA, WHITE_SHA), strict=True))
-    run = RunDir.create(path, kind="evaluate", config={"models": list(MODELS), "teacher": "smollm2"},
-                        fingerprint={"data_sha256": file_sha256(root / "data/heldout/samples.jsonl"), "models": shas})  # fmt: skip
-    with JsonlWriter(path / "samples.jsonl") as file:
-        for one in samples:
-            file.write(one)
-    generations, scores = {}, []
-    for name, (_, quality, perplexity, kl, top1, speed, parameters) in MODELS.items():
-        made = []
-        for number, one in enumerate(samples):
-            words = json.loads(one.fields)["words"]
-            text = (
-                write_story(rng, words, quality=quality) if quality else " ".join(rng.choices(NOISE, k=120))
-            )
-            if hostile and number == 0:
-                text = HOSTILE + text
-            made.append(Generation(one.id, text, len(text) // 4, "stop" if quality else "length", 0.3))
-        generations[name] = tuple(made)
-        scores += [ModelScore.of(name, score) for score in scores_of(len(samples), quality, perplexity, kl, top1, speed, parameters)]  # fmt: skip
-    _generations.write(path, generations)
-    refs = {"teacher": "smollm2", "pruned": str(root / "students/pruned"), "black_box": str(root / "trained/black_box"), "white_box": str(root / "trained/white_box")}  # fmt: skip
+    refs = {"teacher": "smollm2", "pruned": str(root / "students/pruned")}
+    fingerprint = {"data_sha256": file_sha256(source), "models": shas}
+    run = RunDir.create(path, kind="evaluate", config={"models": list(MODELS)}, fingerprint=fingerprint)
+    (path / "samples.jsonl").write_bytes(source.read_bytes())
+    rng = random.Random(11)
+    made = {name: generations(rng, samples, row[1], hostile) for name, row in MODELS.items()}
+    _generations.write(path, made)
     models = tuple(
-        ModelEntry(name=name, ref=refs[name], role=row[0], weights_sha256=shas[name], parameters=row[6], bytes=4 * row[6])
+        ModelEntry(
+            name=name,
+            ref=refs.get(name, str(root / "trained" / name)),
+            role=row[0],
+            weights_sha256=shas[name],
+            parameters=row[6],
+            bytes=4 * row[6],
+        )
         for name, row in MODELS.items()
-    )  # fmt: skip
+    )
+    scores = tuple(
+        ModelScore.of(name, score)
+        for name, row in MODELS.items()
+        for score in scores_of(len(samples), *row[1:])
+    )
     settings = {"n": len(samples), "max_tokens": 192, "temperature": 0.7, "top_p": 1.0, "seed": 0}
-    Scores(models=models, scores=tuple(scores), settings=settings).write(path)
+    Scores(models=models, scores=scores, settings=settings).write(path)
     run.finish(inputs={"data": "heldout"}, stats={"samples": len(samples), "models": 4})
+
+
+def generations(rng, samples, quality, hostile):
+    made = []
+    for number, one in enumerate(samples):
+        words = json.loads(one.fields)["words"]
+        text = write_story(rng, words, quality=quality) if quality else " ".join(rng.choices(NOISE, k=120))
+        text = HOSTILE + text if hostile and number == 0 else text
+        made.append(Generation(one.id, text, len(text) // 4, "stop" if quality else "length", 0.3))
+    return tuple(made)
 
 
 def scores_of(n, quality, perplexity, kl, top1, speed, parameters):

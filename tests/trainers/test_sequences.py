@@ -8,12 +8,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tiny import story, tokenizer
-
 from kdbench.errors import NothingLeft
 from kdbench.records import Message
 from kdbench_trainers._batches import BatchOrder, collate, padded
 from kdbench_trainers._sequences import Reader, TokenSequence, encode, end_of_turn, split
+from tests.trainers.tiny import story, tokenizer
 
 pytestmark = pytest.mark.medium
 

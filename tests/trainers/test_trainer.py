@@ -15,12 +15,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
-from tiny import save_model, stories, story, tokenizer  # noqa: E402
 
 from kdbench.errors import ConfigError, RunFailed  # noqa: E402
+from kdbench.models.chat import student_chat_template  # noqa: E402
 from kdbench.models.loading import load_model, load_tokenizer  # noqa: E402
-from kdbench.records import Message  # noqa: E402
+from kdbench.records import Completion, Message  # noqa: E402
 from kdbench_trainers import black_box, white_box  # noqa: E402
+from tests.trainers.tiny import save_model, stories, story, tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.medium
 
@@ -231,7 +232,7 @@ def test_a_loss_that_is_no_number_stops_the_training(student, tmp_path):
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
-import test_trainer as t
+from tests.trainers import test_trainer as t
 from kdbench_trainers import _callbacks
 wanted, how = int(sys.argv[2]), sys.argv[3]
 on_log = _callbacks.Metrics.on_log
@@ -258,7 +259,7 @@ except KeyboardInterrupt:
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(name, how, step, student, teacher, tmp_path):
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[2])
     command = [
         sys.executable,
         "-c",
@@ -294,3 +295,27 @@ def test_a_torn_checkpoint_is_passed_over(student, tmp_path):
     (folder / "checkpoint-3" / "trainer_state.json").write_text('{"torn')
     assert last_checkpoint(folder).name == "checkpoint-2"
     assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("module", [black_box, white_box])
+def test_smollm2_teaches_a_student_of_two_of_its_layers(module, tmp_path):
+    """The real tokenizer, vocabulary and templates; the loss falls within three steps."""
+    model, tok = load_model("smollm2", device="cpu"), load_tokenizer("smollm2")
+    model.model.layers = model.model.layers[:1] + model.model.layers[-1:]
+    model.model.layers[1].self_attn.layer_idx = 1
+    model.config.num_hidden_layers = 2
+    model.config.layer_types = None
+    tok.chat_template = student_chat_template(tok)
+    model.save_pretrained(tmp_path / "student")
+    tok.save_pretrained(tmp_path / "student")
+    text = "Once upon a time a happy cat wanted to jump over the moon. It could not. It laughed."
+    asked = (Message(role="user", content="Write a story with the words cat, jump and happy."),)
+    samples = [
+        Completion(id=str(n), prompt=asked, completion=(Message(role="assistant", content=text),))
+        for n in range(2)
+    ]
+    run(module, tmp_path / "out", str(tmp_path / "student"), "smollm2", samples,
+        steps=3, batch_size=2, learning_rate=1e-3, validation_share=0)  # fmt: skip
+    first, *_, last = lines(tmp_path / "out", "train")
+    assert first["tokens"] == 2 * (len(tok(text)["input_ids"]) + 1)
+    assert last["loss"] < 0.95 * first["loss"]

@@ -152,7 +152,7 @@ class KdTrainer(SFTTrainer):
             part = self._score(batch)
             sums += torch.stack((part.loss, part.divergence, part.cross_entropy, batch["weights"].sum()))
             tokens += len(batch["targets"])
-        self.model.train(was_training)
+        pass
         metrics = {f"eval_{name}": value for name, value in (_means(sums) | {"tokens": tokens}).items()}
         Trainer.log(self, metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

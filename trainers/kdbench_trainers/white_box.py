@@ -21,6 +21,8 @@ from kdbench.models.weights import require_train
 from kdbench.records import Completion
 from kdbench_trainers._config import TrainConfig
 
+NEEDS_TEACHER = True  # its weights: a run records their hash
+
 
 class Config(TrainConfig):
     """Settings of white_box: those of every trainer, and how the distributions are compared."""

@@ -1,0 +1,301 @@
+"""The TinyStories recipe: its prompt, its filters one by one, best of n, and the scripted teacher on it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kdbench
+from kdbench.config import build
+from kdbench.engine import Seed
+from kdbench.errors import ConfigError
+from kdbench.jsonl import read_rejections, read_samples
+from kdbench.prompts import Prompts
+from kdbench.records import Completion, Message, Rejection
+from kdbench.teacher import Reply, Request, Sampling, Usage, read_reply
+from kdbench.teachers.scripted import ScriptedTeacher
+from kdbench.textstats import missing_words, paragraph_count
+from kdbench_generators import tinystories
+from kdbench_generators.tinystories import PARTS, Config, Filters, Plan
+from tests.support.teachers import EchoTeacher, reply
+
+PROMPTS = Prompts("tinystories")
+PLAN = Plan(("kite", "listen", "windy"), ())
+GOOD = (
+    "One windy day a little girl took her kite to the hill. The kite flew up and up until it was very small. "
+    '"Come back!" she called, but the kite did not listen. Then her father helped her to pull the string. '
+    "Slowly the kite came down, and they went home for supper."
+)
+
+
+def judged(text: str, finish_reason: str = "stop", **filters: Any) -> Completion | Rejection:
+    prompt = tinystories.ask_for(PLAN, Config(), PROMPTS)
+    answer = Reply(text, finish_reason, Usage())
+    return tinystories.judge(answer, prompt, (prompt,), PLAN, Filters(**filters))
+
+
+def reason(text: str, finish_reason: str = "stop", **filters: Any) -> str | None:
+    outcome = judged(text, finish_reason, **filters)
+    return outcome.reason if isinstance(outcome, Rejection) else None
+
+
+def render(plan: Plan, **config: Any) -> str:
+    return tinystories.ask_for(plan, Config(**config), PROMPTS).content
+
+
+def test_the_prompt_of_paragraphs() -> None:
+    assert render(Plan(("kite", "listen", "windy"), ("dialogue", "bad ending"))) == (
+        "Please write a short story of 3 to 5 paragraphs for a very small child. "
+        "Use only simple words that a three-year-old is likely to understand.\n"
+        'The story must use the noun "kite", the verb "listen" and the adjective "windy".\n'
+        "It should also be like this:\n"
+        "- dialogue: somebody in it talks to somebody else\n"
+        "- bad ending: it ends badly\n"
+        "Write nothing but the story, without a title, and remember: only simple words."
+    )
+    assert "a short story of 2 paragraphs" in render(PLAN, paragraphs=(2, 2))
+    assert "should also" not in render(PLAN)
+
+
+def test_every_feature_has_its_wording() -> None:
+    lines = render(Plan(PLAN.words, tinystories.FEATURES)).splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith("- ")] == [f"- {f}" for f in tinystories.FEATURES]
+
+
+def test_the_prompt_of_a_fixed_seed() -> None:
+    plan = tinystories.draw_plan(random.Random("0/0"), Config())
+    assert plan == SEED_0_PLAN
+    assert render(plan) == SEED_0_PROMPT
+
+
+def test_features_are_a_random_subset_no_larger_than_asked() -> None:
+    plans = [tinystories.draw_plan(random.Random(i), Config()) for i in range(2000)]
+    assert len({p.features for p in plans}) == 2 ** len(tinystories.FEATURES)
+    few = [tinystories.draw_plan(random.Random(i), Config(max_features=2)).features for i in range(500)]
+    assert {len(f) for f in few} == {0, 1, 2}
+    assert all(list(f) == sorted(f, key=tinystories.FEATURES.index) for f in few)
+    assert all(not tinystories.draw_plan(random.Random(i), Config(feature_chance=0)).features for i in range(50))
+
+
+def test_the_vocabulary_is_as_large_as_said_and_each_word_is_in_one_list() -> None:
+    lists = tinystories.vocabulary()
+    assert {part: len(lists[part]) for part in PARTS} == {"noun": 800, "verb": 400, "adjective": 300}
+    every = [word for part in PARTS for word in lists[part]]
+    assert len(set(every)) == 1500
+    assert all(word.isascii() and word.isalpha() and word.islower() for word in every)
+    assert set(every) <= tinystories.within_reach()
+
+
+def test_nothing_unfit_for_a_small_child_is_in_the_lists() -> None:
+    review = (Path(tinystories.__file__).parents[1] / "vocabulary_review.tsv").read_text().splitlines()
+    rows = [line.split("\t") for line in review if "\t" in line and not line.startswith("#")]
+    dropped = {word for decision, words in rows if decision == "drop" for word in words.split()}
+    offensive = {word for decision, words in rows if decision == "offensive" for word in words.split()}
+    lists = tinystories.vocabulary()
+    assert not (dropped | offensive) & {word for part in PARTS for word in lists[part]}
+    assert not offensive & tinystories.within_reach()
+    assert {"gun", "kill", "beer", "god", "sexy"} <= dropped
+
+
+def test_common_words_are_the_most_frequent() -> None:
+    config = Config(common_words=1)
+    plan = tinystories.draw_plan(random.Random(3), config)
+    assert plan.words == tuple(tinystories.vocabulary()[part][0] for part in PARTS)
+    assert tinystories.draw_plan(random.Random(3), Config()).words != plan.words
+
+
+def test_a_good_story_is_kept_with_what_the_recipe_knows() -> None:
+    sample = judged(GOOD)
+    assert isinstance(sample, Completion)
+    assert sample.text == GOOD
+    assert json.loads(sample.fields) == {"words": ["kite", "listen", "windy"], "features": []}
+    assert sample.teacher_prompt is None
+
+
+@pytest.mark.parametrize(
+    ("expected", "text", "filters"),
+    [
+        ("missing_words", GOOD.replace("windy", "sunny"), {"require_words": False}),
+        ("cut_off", GOOD + " And then she", {}),
+        ("loop", GOOD + " They slept and slept in the house." * 3, {"max_repeated": 1.0}),
+        ("too_short", GOOD, {"min_words": 10}),
+        ("too_long", GOOD, {"max_words": 100}),
+        ("hard_words", GOOD.replace("supper", "infrastructure governance"), {"max_hard_share": 0.2}),
+        ("refusal", "I'm sorry, but I can't write that. " + GOOD, {}),
+        ("prompt_echoed", render(PLAN).replace('"', "") + " " + GOOD, {}),
+        ("markup", GOOD.replace("Slowly", "\n\n## The end of it\nSlowly"), {}),
+    ],
+)
+def test_each_reason_has_a_text_that_gives_it_alone(expected: str, text: str, filters: dict[str, Any]) -> None:
+    strict = {"min_words": 70, "max_words": 200} if expected == "too_short" else {}
+    strict |= {"max_words": 45} if expected == "too_long" else {}
+    strict |= {"max_hard_share": 0.02} if expected == "hard_words" else {}
+    assert reason(text, **strict) == expected
+    if filters:  # with this one filter eased the same text passes: nothing else is wrong with it
+        remedy = {k: v for k, v in strict.items() if k not in filters} | filters
+        assert reason(text, **remedy) is None or expected == "loop"
+
+
+def test_inflections_of_the_words_count() -> None:
+    assert reason(GOOD.replace("kite", "kites").replace("not listen", "listening").replace("windy", "windiest")) is None
+    assert reason(GOOD.replace("listen", "listener")) == "missing_words"
+
+
+def test_a_reply_that_ran_into_max_tokens_is_cut_off_even_after_a_whole_sentence() -> None:
+    assert reason(GOOD, finish_reason="length") == "cut_off"
+
+
+def test_names_are_not_hard_words() -> None:
+    named = GOOD.replace("a little girl", "the girl Zamirela").replace("her father", "old Brumbo")
+    assert tinystories.hard_words(named) == []
+    assert tinystories.hard_words("Quickly the happiest kitten jumped over two ponies' stables.") == []
+    assert tinystories.hard_words("The infrastructure was a infrastructure.") == ["infrastructure"] * 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sure! Here is a story:\n\n" + GOOD,
+        "Here's a short story for a small child:\n" + GOOD,
+        "**The Kite**\n\n" + GOOD,
+        "# The Kite\n" + GOOD,
+        "Title: The Kite\n\n" + GOOD,
+        "Sure, here you go:\n\nThe Windy Kite\n\n" + GOOD + "\n\n",
+    ],
+)
+def test_preamble_and_title_do_not_belong_to_the_story(text: str) -> None:
+    assert tinystories.story_of(text) == GOOD
+
+
+@pytest.mark.parametrize("text", [GOOD, GOOD.replace(". ", ".\n\n"), "Okay was the name of a dog. " + GOOD])
+def test_a_story_without_either_stays_as_it_is(text: str) -> None:
+    assert tinystories.story_of(text) == text
+
+
+def test_a_rejection_carries_what_was_turned_down() -> None:
+    outcome = judged(GOOD.replace("windy", "sunny").replace("kite", "ball"))
+    assert isinstance(outcome, Rejection)
+    assert outcome.detail == "kite, windy"
+    assert isinstance(outcome.sample, Completion)
+    assert "sunny" in outcome.sample.text
+
+
+def test_the_student_never_sees_the_example() -> None:
+    config = Config(example=True, sentences=5, sampling=Sampling(max_tokens=400))
+    asked: list[tuple[Message, ...]] = []
+
+    class Noting:
+        async def chat(self, messages: tuple[Message, ...], sampling: Sampling) -> Reply:
+            asked.append(tuple(messages))
+            return read_reply(await ScriptedTeacher().ask(Request(tuple(messages), sampling)))
+
+    seed = Seed(0, random.Random("0/0"))
+    (sample,) = asyncio.run(tinystories.generate(seed, {"teacher": Noting()}, config, PROMPTS))  # type: ignore[arg-type]
+    assert isinstance(sample, Completion)
+    assert sample.teacher_prompt == asked[0]
+    assert [m.role for m in asked[0]] == ["user", "assistant", "user"]
+    assert sample.prompt == asked[0][2:]
+
+
+@pytest.mark.parametrize("sentences", [None, 5])
+def test_the_examples_pass_the_filters_themselves(sentences: int | None) -> None:
+    config = Config(sentences=sentences)
+    asked, shown = tinystories.example(config, PROMPTS)
+    plan = Plan(tinystories.EXAMPLE_WORDS, ())
+    assert tinystories.find_fault(shown.content, asked.content, plan, Filters(min_words=20)) is None
+    if sentences is None:
+        assert 3 <= paragraph_count(shown.content) <= 5
+
+
+def test_best_of_n_asks_again_until_a_story_passes(tmp_path: Path) -> None:
+    texts = [GOOD + " And then", "I'm sorry, but I can't help."]
+
+    def answer(request: Request, number: int) -> bytes:
+        if number <= 2:
+            return reply(texts[number - 1])
+        return asyncio.run(ScriptedTeacher().ask(request)) if number == 99 else reply(tell(request))
+
+    teacher = EchoTeacher(answer)
+    run = kdbench.generate("tinystories", teacher=teacher, n=1, out=tmp_path / "r", config={"draws": 4})
+    (sample,) = read_samples(run / "samples.jsonl")
+    assert sample.id.endswith("-0-2")
+    assert sample.origin is not None
+    assert len(set(sample.origin.calls)) == 3
+    assert [r.reason for r in read_rejections(run / "rejected.jsonl")] == ["cut_off", "refusal"]
+
+
+def test_a_truncated_draw_is_one_of_the_tries(tmp_path: Path) -> None:
+    def answer(request: Request, number: int) -> bytes:
+        return reply("Once there was", "length") if number == 1 else reply(tell(request))
+
+    run = kdbench.generate("tinystories", teacher=EchoTeacher(answer), n=1, out=tmp_path / "r", config={"draws": 2})
+    assert [s.id[-4:] for s in read_samples(run / "samples.jsonl")] == ["-0-1"]
+    assert [r.reason for r in read_rejections(run / "rejected.jsonl")] == ["truncated"]
+
+
+def tell(request: Request) -> str:
+    """A story that passes, made from the words of the request."""
+    noun, verb, adjective = (part.split('"')[0] for part in request.messages[-1].content.split('"')[1::2])
+    return GOOD.replace("kite", noun).replace("listen", verb).replace("windy", adjective)
+
+
+def test_the_scripted_teacher_passes_the_default_filters_on_every_seed(tmp_path: Path) -> None:
+    run = kdbench.generate("tinystories", teacher="scripted", n=600, out=tmp_path / "r")
+    samples = list(read_samples(run / "samples.jsonl"))
+    assert len(samples) == 600
+    assert list(read_rejections(run / "rejected.jsonl")) == []
+    for sample in samples:
+        assert isinstance(sample, Completion)
+        assert not missing_words(sample.text, json.loads(sample.fields)["words"], PARTS)
+        assert 3 <= paragraph_count(sample.text) <= 5
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 2**63),
+    st.builds(
+        Config,
+        sentences=st.one_of(st.none(), st.integers(5, 27)),
+        paragraphs=st.sampled_from([(3, 5), (3, 3), (4, 9)]),
+        example=st.booleans(),
+        feature_chance=st.sampled_from([0.0, 0.5, 1.0]),
+        filters=st.just(Filters(min_words=25)),
+    ),
+)
+def test_the_scripted_teacher_passes_whatever_is_asked(seed: int, config: Config) -> None:
+    class Scripted:
+        async def chat(self, messages: tuple[Message, ...], sampling: Sampling) -> Reply:
+            return read_reply(await ScriptedTeacher().ask(Request(tuple(messages), sampling, seed=seed % 2**31)))
+
+    drawn = Seed(0, random.Random(seed))
+    outcomes = asyncio.run(tinystories.generate(drawn, {"teacher": Scripted()}, config, PROMPTS))  # type: ignore[arg-type]
+    assert [type(o) for o in outcomes] == [Completion], outcomes
+
+
+def test_changed_filters_are_told_apart_from_changed_requests() -> None:
+    with pytest.raises(ConfigError, match="min_words must not be above max_words"):
+        build(Config, {"filters": {"min_words": 50, "max_words": 40}}, "recipe tinystories")
+    with pytest.raises(ConfigError, match="fewest <= most"):
+        build(Config, {"paragraphs": [5, 3]}, "recipe tinystories")
+    with pytest.raises(ConfigError, match=r"feature_chance = 1\.5"):
+        build(Config, {"feature_chance": 1.5}, "recipe tinystories")
+    with pytest.raises(ConfigError, match="no key 'filters.min_word'"):
+        build(Config, {"filters": {"min_word": 5}}, "recipe tinystories")
+
+
+def test_it_imports_without_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; from kdbench_generators import tinystories; tinystories.Config()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+SEED_0_PLAN = Plan(("?", "?", "?"), ())
+SEED_0_PROMPT = ""
