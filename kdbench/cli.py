@@ -164,12 +164,13 @@ def _show_preview(
         f"at most {seen.completion_tokens_at_most:,} completion tokens, at most ${seen.cost_at_most:.4f}. "
         "Nothing was asked.",
         highlight=False,
+        soft_wrap=True,
     )
 
 
 @app.command()
 def student(
-    kind: Annotated[str, typer.Option("--kind", help="prune, scratch or weights.")],
+    kind: Annotated[str, typer.Option("--kind", help="pruned, scratch or weights.")],
     teacher: Annotated[str, typer.Option("--teacher", help="The teacher's weights: smollm2, hf:PATH.")],
     out: Out,
     data: Annotated[

@@ -34,7 +34,8 @@ _CANNOT = r"(?:can'?t|cannot|can not|won't|will not|am unable to|'m unable to|am
 _REFUSAL = re.compile(
     rf"(?:(?:i'm |i am )?(?:very |so )?sorry\W+|i apologi[sz]e\W+|unfortunately\W+)?(?:but )?"
     rf"(?:as an? (?:ai|(?:large )?language model|assistant)\b"
-    rf"|i ?{_CANNOT} (?:\w+ )?(?:help|assist|write|create|provide|fulfill?|generate|comply|produce|continue|do)\b)"
+    rf"|i ?{_CANNOT} (?:\w+ )?"
+    r"(?:help|assist|write|create|provide|fulfill?|generate|comply|produce|continue|do)\b)"
 )
 
 # Forms that no rule gives. A verb's line: base, then its other forms.
@@ -279,8 +280,9 @@ def _has_refrain(lower: str) -> bool:
 
 
 def proper_names(text: str) -> set[str]:
-    """Words written with a capital inside a sentence, in lower case: "Then Zeb ran" -> {"zeb"}."""
-    return {name.lower() for name in _INNER_CAPITAL.findall(text)}
+    """Words written with a capital inside a sentence, in lower case: "Then Zeb ran" -> {"zeb", "zeb's"}."""
+    names = {name.lower() for name in _INNER_CAPITAL.findall(text)}
+    return names | {f"{name}'s" for name in names}
 
 
 def is_refusal(text: str) -> bool:

@@ -29,7 +29,7 @@ def test_a_finished_run_says_where_it_came_from(tmp_path: Path) -> None:
 
 def test_a_used_directory_is_refused_with_the_ways_out(tmp_path: Path) -> None:
     create(tmp_path / "r").finish()
-    with pytest.raises(RunDirError, match="in use; use --resume.*--overwrite.*another directory"):
+    with pytest.raises(RunDirError, match=r"in use; use --resume.*--overwrite.*another directory"):
         create(tmp_path / "r")
     create(tmp_path / "r", "resume").finish()
 

@@ -1,9 +1,9 @@
 """TinyStories: short stories in words that a small child knows (Eldan & Li 2023, arXiv 2305.07759).
 
-    seed 0 -> noun "kite", verb "listen", adjective "windy"; features dialogue
+    seed 0 -> noun "chipmunk", verb "admire", adjective "little"; features dialogue and moral value
     teacher asked: Please write a short story of 3 to 5 paragraphs for a very small child. ...
     sample: prompt = that request, completion = the story,
-            fields = {"words": ["kite", "listen", "windy"], "features": ["dialogue"]}
+            fields = {"words": ["chipmunk", "admire", "little"], "features": ["dialogue", "moral value"]}
 
 Each seed draws one noun, one verb and one adjective from 1,500 basic words and a random subset of six
 features. A reply becomes a sample if it passes the filters, else a rejection with its reason; with
@@ -54,6 +54,7 @@ FACTS = {
 ROLES = {"teacher": {"chat"}}
 PARTS: tuple[Part, ...] = ("noun", "verb", "adjective")
 FEATURES = ("dialogue", "plot twist", "bad ending", "moral value", "foreshadowing", "conflict")
+EXAMPLE_WORDS = ("frog", "hop", "wet")  # what example_story.j2 and example_short.j2 are made of
 
 
 class Filters(StrictConfig):
@@ -140,7 +141,7 @@ def draw_plan(rng: random.Random, config: Config) -> Plan:
     """Words and features of one story."""
     chosen = [feature for feature in FEATURES if rng.random() < config.feature_chance]
     if len(chosen) > config.max_features:
-        chosen = [f for f in FEATURES if f in rng.sample(chosen, config.max_features)]
+        chosen = sorted(rng.sample(chosen, config.max_features), key=FEATURES.index)
     noun, verb, adjective = (rng.choice(vocabulary()[part][: config.common_words]) for part in PARTS)
     return Plan((noun, verb, adjective), tuple(chosen))
 
@@ -160,7 +161,7 @@ def ask_for(plan: Plan, config: Config, prompts: Prompts) -> Message:
 def example(config: Config, prompts: Prompts) -> tuple[Message, Message]:
     """A request and the story that answers it, as two turns before the real request."""
     story = prompts.render("example_story" if config.sentences is None else "example_short")
-    plan = Plan(("frog", "hop", "wet"), ())
+    plan = Plan(EXAMPLE_WORDS, ())
     return ask_for(plan, config, prompts), Message(role="assistant", content=story)
 
 

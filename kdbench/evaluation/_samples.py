@@ -50,4 +50,4 @@ def held_out(source: Path, n: int | None) -> tuple[Completion, ...]:
 
 def _natural(text: str) -> list[int | str]:
     # Text and numbers take turns, so that two keys always compare like with like.
-    return [part for part in re.split(r"(\d+)", text)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]

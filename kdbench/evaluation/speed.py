@@ -1,8 +1,8 @@
 """How fast and how large the model is.
 
-tokens_per_second   tokens generated for this evaluation, over the time that took, prompts included
-parameters          tied weights counted once
-bytes               the weights on disk
+    tokens_per_second   tokens generated for this evaluation, over the time that took, prompts included
+    parameters          tied weights counted once
+    bytes               the weights on disk
 
 The speed is that of this machine in this run: it compares models of one table, nothing else.
 """

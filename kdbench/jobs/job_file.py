@@ -4,7 +4,7 @@ format: 1
 name: tinystories
 teacher: smollm2
 generate: {train: {recipe: tinystories, n: 160}, heldout: {recipe: tinystories, n: 40, seed: 1}}
-students: {pruned: {data: train, config: {kind: prune, layers: 16}}}
+students: {pruned: {data: train, config: {kind: pruned, layers: 16}}}
 train: {black_box: {method: black_box, data: train, student: pruned, config: {steps: 40}}}
 evaluate: {data: heldout, models: [teacher, pruned, black_box]}
 profiles: {quick: {note: proves the plumbing, set: {generate.train.n: 8}}}

@@ -1,7 +1,9 @@
 """`kdbench report`: one self-contained page about a job or about single runs.
 
-report("runs/tinystories")                     # -> runs/tinystories/report.html
-report(["runs/black_box", "runs/evaluation"])  # -> runs/black_box/report.html
+    report("runs/tinystories")                     # -> runs/tinystories/report.html
+    report(["runs/black_box", "runs/evaluation"])  # -> runs/black_box/report.html
+
+The page is made from files alone: run.json, scores, metrics and samples.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`kdbench student`: the model a training starts from, as a run directory with `model/`.
 
-make_student({"kind": "prune", "layers": 15}, teacher="smollm2", data="runs/stories", out="runs/pruned")
+make_student({"kind": "pruned", "layers": 15}, teacher="smollm2", data="runs/stories", out="runs/pruned")
 """
 
 from __future__ import annotations

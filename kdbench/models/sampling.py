@@ -116,6 +116,7 @@ class BatchSampler:
         """
         rows: list[_Row] = []
         cache = RowCache()
+        self._prefix = None  # the weights may have changed since
         with fast_inference(self.model):
             while True:
                 # A few at a time: a prefill of one row costs nearly as much as one of eight.

@@ -1,7 +1,9 @@
 """Charts as inline SVG: no script, coloured by the page's style sheet, readable in print.
 
-line_chart([Series("train", points, 3), Series("validation", points, 3, dots=True)], x="step", y="loss")
-histogram([52, 61, 140], bins=range(0, 200, 20))          bars([("missing_words", 171)])
+    line_chart([Series("train", points, 3), Series("validation", points, 3, dots=True)], x="step", y="loss")
+    histogram([52, 61, 140], bins=range(0, 200, 20))          bars([("missing_words", 171)])
+
+Every function gives Markup in which all names are escaped.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -116,7 +117,9 @@ def _scaled(value: float, steps: tuple[tuple[str, float], ...]) -> str:
 
 def comparison_table(scores: Scores) -> Table:
     """The comparison for a terminal: best student bold and green, intervals dim."""
-    table = Table(title=_title(scores), title_style="bold", title_justify="left", pad_edge=False)
+    table = Table(
+        title=_title(scores), title_style="bold", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("", overflow="fold")
     for model in scores.models:
         table.add_column(f"{model.name}\n({model.role})" if model.name != model.role else model.name)
@@ -141,7 +144,5 @@ def _cell_text(cell: Cell) -> Text:
     text = Text(cell.value, style="bold green" if cell.best else "")
     for extra in (cell.interval, cell.note):
         if extra:
-            text.append(" ")
-            # A narrow terminal wraps between value and interval.
-            text.append(extra.replace(" ", NO_BREAK), style="dim not bold")
+            text.append(f"\n{extra}", style="dim not bold")
     return text

@@ -35,6 +35,7 @@ GOOD = (
     '"Come back!" she called, but the kite did not listen. Then her father helped her to pull the string. '
     "Slowly the kite came down, and they went home for supper."
 )
+AGAIN = "All night the girl had a dream: the kite flew up and up until it was very small."
 
 
 def judged(text: str, finish_reason: str = "stop", **filters: Any) -> Completion | Rejection:
@@ -53,28 +54,41 @@ def render(plan: Plan, **config: Any) -> str:
 
 
 def test_the_prompt_of_paragraphs() -> None:
-    assert render(Plan(("kite", "listen", "windy"), ("dialogue", "bad ending"))) == (
-        "Please write a short story of 3 to 5 paragraphs for a very small child. "
-        "Use only simple words that a three-year-old is likely to understand.\n"
-        'The story must use the noun "kite", the verb "listen" and the adjective "windy".\n'
-        "It should also be like this:\n"
-        "- dialogue: somebody in it talks to somebody else\n"
-        "- bad ending: it ends badly\n"
-        "Write nothing but the story, without a title, and remember: only simple words."
-    )
+    assert "a short story of 3 to 5 paragraphs" in render(PLAN)
     assert "a short story of 2 paragraphs" in render(PLAN, paragraphs=(2, 2))
     assert "should also" not in render(PLAN)
 
 
+def test_the_prompt_of_a_short_story() -> None:
+    assert render(Plan(("owl", "find", "honest"), ("bad ending",)), sentences=3) == (
+        "Write a story in 3 short sentences for a small child. "
+        "It is about an honest owl and somebody who wants to find.\n"
+        'Use the words "owl", "find" and "honest".\n'
+        "It should also be like this:\n"
+        "- bad ending: it ends badly"
+    )
+    assert "in 1 short sentence for a small child. It is about a windy kite" in render(PLAN, sentences=1)
+
+
 def test_every_feature_has_its_wording() -> None:
     lines = render(Plan(PLAN.words, tinystories.FEATURES)).splitlines()
-    assert [line.split(":")[0] for line in lines if line.startswith("- ")] == [f"- {f}" for f in tinystories.FEATURES]
+    assert [line.split(":")[0] for line in lines if line.startswith("- ")] == [
+        f"- {f}" for f in tinystories.FEATURES
+    ]
 
 
 def test_the_prompt_of_a_fixed_seed() -> None:
     plan = tinystories.draw_plan(random.Random("0/0"), Config())
-    assert plan == SEED_0_PLAN
-    assert render(plan) == SEED_0_PROMPT
+    assert plan == Plan(("chipmunk", "admire", "little"), ("dialogue", "moral value"))
+    assert render(plan) == (
+        "Please write a short story of 3 to 5 paragraphs for a very small child. "
+        "Use only simple words that a three-year-old is likely to understand.\n"
+        'The story must use the noun "chipmunk", the verb "admire" and the adjective "little".\n'
+        "It should also be like this:\n"
+        "- dialogue: somebody in it talks to somebody else\n"
+        "- moral value: there is something good to learn from it\n"
+        "Write nothing but the story, without a title, and remember: only simple words."
+    )
 
 
 def test_features_are_a_random_subset_no_larger_than_asked() -> None:
@@ -83,7 +97,9 @@ def test_features_are_a_random_subset_no_larger_than_asked() -> None:
     few = [tinystories.draw_plan(random.Random(i), Config(max_features=2)).features for i in range(500)]
     assert {len(f) for f in few} == {0, 1, 2}
     assert all(list(f) == sorted(f, key=tinystories.FEATURES.index) for f in few)
-    assert all(not tinystories.draw_plan(random.Random(i), Config(feature_chance=0)).features for i in range(50))
+    assert all(
+        not tinystories.draw_plan(random.Random(i), Config(feature_chance=0)).features for i in range(50)
+    )
 
 
 def test_the_vocabulary_is_as_large_as_said_and_each_word_is_in_one_list() -> None:
@@ -96,7 +112,7 @@ def test_the_vocabulary_is_as_large_as_said_and_each_word_is_in_one_list() -> No
 
 
 def test_nothing_unfit_for_a_small_child_is_in_the_lists() -> None:
-    review = (Path(tinystories.__file__).parents[1] / "vocabulary_review.tsv").read_text().splitlines()
+    review = (Path(__file__).parents[2] / "generators" / "vocabulary_review.tsv").read_text().splitlines()
     rows = [line.split("\t") for line in review if "\t" in line and not line.startswith("#")]
     dropped = {word for decision, words in rows if decision == "drop" for word in words.split()}
     offensive = {word for decision, words in rows if decision == "offensive" for word in words.split()}
@@ -122,31 +138,50 @@ def test_a_good_story_is_kept_with_what_the_recipe_knows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("expected", "text", "filters"),
+    ("expected", "text", "filters", "eased"),
     [
-        ("missing_words", GOOD.replace("windy", "sunny"), {"require_words": False}),
-        ("cut_off", GOOD + " And then she", {}),
-        ("loop", GOOD + " They slept and slept in the house." * 3, {"max_repeated": 1.0}),
-        ("too_short", GOOD, {"min_words": 10}),
-        ("too_long", GOOD, {"max_words": 100}),
-        ("hard_words", GOOD.replace("supper", "infrastructure governance"), {"max_hard_share": 0.2}),
-        ("refusal", "I'm sorry, but I can't write that. " + GOOD, {}),
-        ("prompt_echoed", render(PLAN).replace('"', "") + " " + GOOD, {}),
-        ("markup", GOOD.replace("Slowly", "\n\n## The end of it\nSlowly"), {}),
+        ("missing_words", GOOD.replace("windy", "sunny"), {}, {"require_words": False}),
+        ("too_short", GOOD, {"min_words": 70}, {"min_words": 50}),
+        ("too_long", GOOD, {"max_words": 45}, {"max_words": 70}),
+        (
+            "hard_words",
+            GOOD.replace("supper", "infrastructure"),
+            {"max_hard_share": 0.01},
+            {"max_hard_share": 0.02},
+        ),
+        ("loop", f"{GOOD} {AGAIN}", {"max_repeated": 0.05}, {"max_repeated": 0.3}),
     ],
 )
-def test_each_reason_has_a_text_that_gives_it_alone(expected: str, text: str, filters: dict[str, Any]) -> None:
-    strict = {"min_words": 70, "max_words": 200} if expected == "too_short" else {}
-    strict |= {"max_words": 45} if expected == "too_long" else {}
-    strict |= {"max_hard_share": 0.02} if expected == "hard_words" else {}
-    assert reason(text, **strict) == expected
-    if filters:  # with this one filter eased the same text passes: nothing else is wrong with it
-        remedy = {k: v for k, v in strict.items() if k not in filters} | filters
-        assert reason(text, **remedy) is None or expected == "loop"
+def test_each_filter_turns_down_a_text_that_passes_once_it_is_eased(
+    expected: str, text: str, filters: dict[str, Any], eased: dict[str, Any]
+) -> None:
+    assert reason(text, **filters) == expected
+    assert reason(text, **eased) is None
+
+
+@pytest.mark.parametrize(
+    ("expected", "text"),
+    [
+        ("cut_off", f"{GOOD} And then she"),
+        ("loop", f"{GOOD} {'They slept in the house. ' * 3}"),
+        ("refusal", f"I'm sorry, but I can't write that. {GOOD}"),
+        ("prompt_echoed", f"{render(PLAN)} {GOOD}"),
+        ("markup", f"{GOOD}\n\n## The end\nGood night."),
+        ("markup", f"1. {GOOD}"),
+        ("too_short", "**The Kite**"),
+        ("too_short", ""),
+    ],
+)
+def test_a_good_story_with_one_fault_is_turned_down_for_that(expected: str, text: str) -> None:
+    assert reason(GOOD) is None
+    assert reason(text) == expected
 
 
 def test_inflections_of_the_words_count() -> None:
-    assert reason(GOOD.replace("kite", "kites").replace("not listen", "listening").replace("windy", "windiest")) is None
+    assert (
+        reason(GOOD.replace("kite", "kites").replace("not listen", "listening").replace("windy", "windiest"))
+        is None
+    )
     assert reason(GOOD.replace("listen", "listener")) == "missing_words"
 
 
@@ -156,7 +191,7 @@ def test_a_reply_that_ran_into_max_tokens_is_cut_off_even_after_a_whole_sentence
 
 def test_names_are_not_hard_words() -> None:
     named = GOOD.replace("a little girl", "the girl Zamirela").replace("her father", "old Brumbo")
-    assert tinystories.hard_words(named) == []
+    assert tinystories.hard_words(named + " It was Zamirela's kite.") == []
     assert tinystories.hard_words("Quickly the happiest kitten jumped over two ponies' stables.") == []
     assert tinystories.hard_words("The infrastructure was a infrastructure.") == ["infrastructure"] * 2
 
@@ -222,7 +257,7 @@ def test_best_of_n_asks_again_until_a_story_passes(tmp_path: Path) -> None:
     def answer(request: Request, number: int) -> bytes:
         if number <= 2:
             return reply(texts[number - 1])
-        return asyncio.run(ScriptedTeacher().ask(request)) if number == 99 else reply(tell(request))
+        return reply(tell(request))
 
     teacher = EchoTeacher(answer)
     run = kdbench.generate("tinystories", teacher=teacher, n=1, out=tmp_path / "r", config={"draws": 4})
@@ -237,7 +272,9 @@ def test_a_truncated_draw_is_one_of_the_tries(tmp_path: Path) -> None:
     def answer(request: Request, number: int) -> bytes:
         return reply("Once there was", "length") if number == 1 else reply(tell(request))
 
-    run = kdbench.generate("tinystories", teacher=EchoTeacher(answer), n=1, out=tmp_path / "r", config={"draws": 2})
+    run = kdbench.generate(
+        "tinystories", teacher=EchoTeacher(answer), n=1, out=tmp_path / "r", config={"draws": 2}
+    )
     assert [s.id[-4:] for s in read_samples(run / "samples.jsonl")] == ["-0-1"]
     assert [r.reason for r in read_rejections(run / "rejected.jsonl")] == ["truncated"]
 
@@ -274,7 +311,9 @@ def test_the_scripted_teacher_passes_the_default_filters_on_every_seed(tmp_path:
 def test_the_scripted_teacher_passes_whatever_is_asked(seed: int, config: Config) -> None:
     class Scripted:
         async def chat(self, messages: tuple[Message, ...], sampling: Sampling) -> Reply:
-            return read_reply(await ScriptedTeacher().ask(Request(tuple(messages), sampling, seed=seed % 2**31)))
+            return read_reply(
+                await ScriptedTeacher().ask(Request(tuple(messages), sampling, seed=seed % 2**31))
+            )
 
     drawn = Seed(0, random.Random(seed))
     outcomes = asyncio.run(tinystories.generate(drawn, {"teacher": Scripted()}, config, PROMPTS))  # type: ignore[arg-type]
@@ -288,14 +327,12 @@ def test_changed_filters_are_told_apart_from_changed_requests() -> None:
         build(Config, {"paragraphs": [5, 3]}, "recipe tinystories")
     with pytest.raises(ConfigError, match=r"feature_chance = 1\.5"):
         build(Config, {"feature_chance": 1.5}, "recipe tinystories")
-    with pytest.raises(ConfigError, match="no key 'filters.min_word'"):
+    with pytest.raises(ConfigError, match=r"no key 'filters\.min_word'"):
         build(Config, {"filters": {"min_word": 5}}, "recipe tinystories")
 
 
 def test_it_imports_without_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; from kdbench_generators import tinystories; tinystories.Config()"
+    code = (
+        "import sys; sys.modules['torch'] = None; import kdbench_generators.tinystories as t; t.vocabulary()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-SEED_0_PLAN = Plan(("?", "?", "?"), ())
-SEED_0_PROMPT = ""

@@ -28,7 +28,7 @@ def prompt(length, salt=0):
     return tuple(3 + (i * i * 7 + salt * 31 + length) % 250 for i in range(length))
 
 
-def jobs(sampling=GREEDY, beginning=(), count=len(LENGTHS)):
+def jobs(sampling=GREEDY, beginning=(), count=10):
     from kdbench.models.sampling import Job
 
     return [
@@ -156,7 +156,7 @@ def test_first_tokens_follow_the_models_distribution(llama, tokenizer):
 
 def test_a_stop_string_ends_and_cuts_the_reply(llama, tokenizer):
     plain = sample(llama, tokenizer, jobs(Sampling(temperature=1, max_tokens=40)))
-    stops = [r.text[10:12] for r in plain]
+    stops = [next(c for c in r.text[5:] if c.isascii() and c.isprintable()) for r in plain]
     from kdbench.models.sampling import Job
 
     work = [
@@ -167,7 +167,7 @@ def test_a_stop_string_ends_and_cuts_the_reply(llama, tokenizer):
         assert after.finish_reason == "stop"
         assert after.text == before.text[: before.text.index(stop)]
         assert before.ids[: len(after.ids)] == after.ids
-        assert after.text.startswith(tokenizer.decode(after.ids))
+        assert after.text.startswith(tokenizer.decode(after.ids, skip_special_tokens=True))
 
 
 def test_each_reply_is_handed_out_as_it_ends(llama, tokenizer):

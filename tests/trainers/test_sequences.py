@@ -78,9 +78,20 @@ def test_too_long_samples_are_left_out_and_counted(caplog):
     with caplog.at_level(logging.WARNING, "kdbench"):
         kept = encode(samples, Reader(tok), None, 20)
     assert len(kept) == 2
-    assert "2 of 4 samples left out: longer than max_length = 20 tokens" in caplog.text
-    with pytest.raises(NothingLeft, match="2: longer than max_length = 5"):
+    assert "2 of 4 samples left out: longer than 20 tokens (max_length; raise it to keep them)" in caplog.text
+    with pytest.raises(NothingLeft, match="2: longer than 5 tokens"):
         encode(samples[:2], Reader(tok), None, 5)
+
+
+def test_a_models_window_bounds_its_sequences():
+    class Config:
+        eos_token_id = None
+        max_position_embeddings = 18
+
+    tok, samples = tokenizer(), [story(n, words=n) for n in (3, 20)]
+    assert len(encode(samples, Reader(tok, (Config(),)), None, 100)) == 1
+    with pytest.raises(NothingLeft, match="longer than 18 tokens \\(the model's window\\)"):
+        encode(samples[1:], Reader(tok), Reader(tok, (Config(),)), 100)
 
 
 def test_empty_and_weightless_samples_are_left_out(caplog):

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from kdbench.errors import ConfigError, RunFailed  # noqa: E402
+from kdbench.errors import ConfigError, RunFailed, StorageError  # noqa: E402
 from kdbench.models.chat import student_chat_template  # noqa: E402
 from kdbench.models.loading import load_model, load_tokenizer  # noqa: E402
 from kdbench.records import Completion, Message  # noqa: E402
@@ -190,6 +190,16 @@ def test_heads_padded_to_different_sizes_are_allowed(student, teacher, tmp_path)
     assert all(math.isfinite(line["loss"]) for line in lines(tmp_path / "out"))
 
 
+def test_validation_is_made_without_dropout(method, tmp_path):
+    student = save_model(tmp_path / "dropout", seed=1, dropout=0.9)
+    method(tmp_path / "out", student, steps=2, eval_every=1, learning_rate=1e-12)
+    held_out = [line["loss"] for line in lines(tmp_path / "out", "validation")]
+    assert held_out == pytest.approx([held_out[0]] * 3, rel=1e-5)
+    learnt = [line["loss"] for line in lines(tmp_path / "out", "train")]
+    method(tmp_path / "plain", save_model(tmp_path / "none", seed=1), steps=2, learning_rate=1e-12)
+    assert learnt != pytest.approx([line["loss"] for line in lines(tmp_path / "plain", "train")], rel=1e-3)
+
+
 def test_untied_heads(method, tmp_path):
     method(tmp_path / "out", save_model(tmp_path / "untied", seed=1, tie=False))
     assert all(math.isfinite(line["loss"]) for line in lines(tmp_path / "out"))
@@ -227,6 +237,12 @@ def test_a_loss_that_is_no_number_stops_the_training(student, tmp_path):
         RunFailed, match=r"The loss became (nan|inf) at step 1; train with a smaller learning"
     ):
         run(black_box, tmp_path, student, samples=heavy, validation_share=0)
+
+
+def test_a_disk_that_refuses_is_named(student, tmp_path):
+    (tmp_path / "checkpoints").write_text("a file where a folder is needed")
+    with pytest.raises(StorageError, match=r"Cannot write into .*; free some room and go on with --resume"):
+        run(black_box, tmp_path, student, checkpoint_every=1)
 
 
 KILLED = """
@@ -279,9 +295,13 @@ def test_killed_and_resumed_equals_uninterrupted(name, how, step, student, teach
     assert not (tmp_path / "cut" / "model").exists()
     module = {"black_box": black_box, "white_box": white_box}[name]
     settings = {"checkpoint_every": 2, "steps": 6}
+    # What was done before the last checkpoint is kept, its times included, and not done again.
+    last = {"SIGKILL": (step - 1) // 2 * 2, "SIGINT": step}[how]
+    kept = [line for line in lines(tmp_path / "cut", "train") if line["step"] <= last]
     resumed = run(module, tmp_path / "cut", student, teacher, resume=True, **settings)
     whole = run(module, tmp_path / "whole", student, teacher, **settings)
     same(resumed, whole)
+    assert lines(tmp_path / "cut", "train")[:last] == kept
     steps = [(line["step"], line["split"]) for line in lines(tmp_path / "cut")]
     assert steps == [(line["step"], line["split"]) for line in lines(tmp_path / "whole")]
 

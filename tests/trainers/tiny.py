@@ -53,7 +53,9 @@ def tokenizer(words=WORDS, template=CHATML, pad_token="<|im_end|>"):
     )
 
 
-def save_model(folder: Path, *, seed=0, layers=2, hidden=16, padded_to=None, tie=True, tok=None) -> str:
+def save_model(
+    folder: Path, *, seed=0, layers=2, hidden=16, padded_to=None, tie=True, dropout=0.0, tok=None
+) -> str:
     """A random Llama with the tiny tokenizer; its reference."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -69,6 +71,7 @@ def save_model(folder: Path, *, seed=0, layers=2, hidden=16, padded_to=None, tie
         num_key_value_heads=1,
         max_position_embeddings=128,
         tie_word_embeddings=tie,
+        attention_dropout=dropout,
         initializer_range=0.3,
         eos_token_id=tok.eos_token_id,
         bos_token_id=None,

@@ -13,9 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import PrinterCallback
 
+from kdbench.errors import RunFailed, StorageError
 from kdbench.records import Completion
 from kdbench_trainers._callbacks import Interrupt, Metrics
 from kdbench_trainers._config import TrainConfig
@@ -37,7 +40,7 @@ def fit(
     """Train `model` and write `out/model` and `out/metrics.jsonl`; `resume` goes on from a checkpoint.
 
     Raises NothingLeft where no sample fits, KeyboardInterrupt after Ctrl-C, once a checkpoint is kept,
-    RunFailed where the loss is no number any more.
+    RunFailed where the loss is no number any more or memory runs out, StorageError for a full disk.
     """
     sequences = encode(samples, student, teacher, config.max_length)
     train, validation = split(sequences, config.validation_share, config.seed)
@@ -45,6 +48,7 @@ def fit(
     if config.freeze_embeddings:
         model.get_input_embeddings().weight.requires_grad_(requires_grad=False)
     with (
+        _translated(out, config),
         _quiet(),
         Metrics(out / "metrics.jsonl", config.steps, checkpoint) as metrics,
         Interrupt() as interrupt,
@@ -69,6 +73,22 @@ def fit(
         _save(model, student.tokenizer, out)
     if not config.keep_checkpoints:
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
+
+
+@contextmanager
+def _translated(out: Path, config: TrainConfig) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as exc:
+        raise StorageError(
+            f"Cannot write into {out}: {exc}; free some room and go on with --resume from the last checkpoint"
+        ) from exc
+    except torch.OutOfMemoryError as exc:
+        size = config.micro_batch_size or config.batch_size
+        raise RunFailed(
+            f"The device ran out of memory; train with a micro_batch_size below {size}, a smaller max_length "
+            "or gradient_checkpointing = true"
+        ) from exc
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -55,16 +55,17 @@ class Reader:
 def encode(
     samples: Iterable[Completion], student: Reader, teacher: Reader | None, max_length: int
 ) -> list[TokenSequence]:
-    """Sequences of the samples that fit into `max_length` tokens; the others are counted in a warning.
+    """Sequences of the samples that fit into `max_length` and the models' windows; the others are counted.
 
     Raises NothingLeft where none fits, UsageError where the student's tokenizer has no end of turn.
     """
     end = end_of_turn(student)
+    limit, whose = _limit(max_length, student, teacher)
     dropped: Counter[str] = Counter()
     kept: list[TokenSequence] = []
     for number, sample in enumerate(samples):
         sequence = _encode_one(sample, student, teacher, end, key=len(kept), number=number)
-        reason = _why_not(sequence, max_length)
+        reason = _why_not(sequence, limit, whose)
         if reason:
             dropped[reason] += 1
         else:
@@ -99,14 +100,24 @@ def _encode_one(
     )
 
 
-def _why_not(sequence: TokenSequence, max_length: int) -> str | None:
+def _limit(max_length: int, *readers: Reader | None) -> tuple[int, str]:
+    """The most tokens a sequence may have, and what sets it: max_length or a model's window."""
+    configs = [config for reader in readers if reader is not None for config in reader.configs]
+    windows = [getattr(config, "max_position_embeddings", None) for config in configs]
+    window = min((w for w in windows if w), default=max_length)
+    if window < max_length:
+        return window, "the model's window"
+    return max_length, "max_length; raise it to keep them"
+
+
+def _why_not(sequence: TokenSequence, limit: int, whose: str) -> str | None:
     if not sequence.completion:
         return "their completion is empty"
     if sequence.weight <= 0:
         return "their weight is not above 0"
     longest = max(len(sequence.prompt), len(sequence.teacher_prompt)) + len(sequence.completion)
-    if longest > max_length:
-        return f"longer than max_length = {max_length} tokens; raise it to keep them"
+    if longest > limit:
+        return f"longer than {limit} tokens ({whose})"
     return None
 
 

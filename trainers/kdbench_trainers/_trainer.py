@@ -143,8 +143,7 @@ class KdTrainer(SFTTrainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """The validation loss: the sum over all held-out tokens, divided by their weight."""
-        was_training = self.model.training
-        self.model.eval()
+        self.model.eval()  # training_step puts it back
         held_out = self.sequences["validation"]
         sums, tokens = torch.zeros(4, device=self.model.device), 0
         for indices in by_length(range(len(held_out)), [s.length for s in held_out], self.micro_batch):
@@ -152,7 +151,6 @@ class KdTrainer(SFTTrainer):
             part = self._score(batch)
             sums += torch.stack((part.loss, part.divergence, part.cross_entropy, batch["weights"].sum()))
             tokens += len(batch["targets"])
-        pass
         metrics = {f"eval_{name}": value for name, value in (_means(sums) | {"tokens": tokens}).items()}
         Trainer.log(self, metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
