@@ -22,6 +22,7 @@ from itertools import chain
 from typing import Literal
 
 Part = Literal["noun", "verb", "adjective"]
+Gram = tuple[str, ...]
 
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 _SENTENCE = re.compile(r"[.!?…]+[\"')\]*_»]*(?:\s+|$)")
@@ -96,11 +97,11 @@ class _Tokenised:
         return frozenset(self.words)
 
     @cached_property
-    def fourgrams(self) -> list[tuple[str, ...]]:
+    def fourgrams(self) -> list[Gram]:
         return ngrams(self.words, 4)
 
     @cached_property
-    def fourgram_set(self) -> frozenset[tuple[str, ...]]:
+    def fourgram_set(self) -> frozenset[Gram]:
         return frozenset(self.fourgrams)
 
 
@@ -137,7 +138,7 @@ def vocabulary(text: str) -> frozenset[str]:
     return _tokenised(text).vocabulary
 
 
-def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+def ngrams(tokens: Sequence[str], n: int) -> list[Gram]:
     """Every run of `n` tokens, in order."""
     return list(zip(*(tokens[i:] for i in range(n)), strict=False))
 
@@ -259,18 +260,19 @@ def has_loop(text: str, max_repeated: float = 0.3) -> bool:
     return repeated >= 4 and _has_refrain(tokens.lower)
 
 
-def _stutters(fourgrams: Sequence[tuple[str, ...]]) -> bool:
+def _stutters(fourgrams: Sequence[Gram]) -> bool:
     """Whether some unit of words follows itself: its four-word runs come again at one same distance."""
-    last: dict[tuple[str, ...], int] = {}
+    last = dict(zip(fourgrams, range(len(fourgrams)), strict=True))
+    again = [i for i, gram in enumerate(fourgrams) if last[gram] != i]
     unit = length = 0
-    for i, gram in enumerate(fourgrams):
-        distance = i - last.get(gram, i)
-        length = length + 1 if distance and distance == unit else int(distance > 0)
-        unit = distance
+    previous = -1
+    for i in again:
+        distance = fourgrams.index(fourgrams[i], i + 1) - i
+        length = length + 1 if distance == unit and i == previous + 1 else 1
+        unit, previous = distance, i
         # `length` runs at this distance cover length + 3 words that repeat the ones before.
-        if length and length + 3 >= unit * (1 if unit >= 5 else 2):
+        if length + 3 >= unit * (1 if unit >= 5 else 2):
             return True
-        last[gram] = i
     return False
 
 
@@ -291,7 +293,7 @@ def is_refusal(text: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _line_fourgrams(line: str) -> frozenset[tuple[str, ...]]:
+def _line_fourgrams(line: str) -> frozenset[Gram]:
     return _Tokenised(line).fourgram_set
 
 

@@ -188,9 +188,7 @@ def judge(
 _PREAMBLE = re.compile(r"(?:sure|certainly|of course|okay|ok|here)\b[^\n]*[:!.]\s*\n+", re.IGNORECASE)
 _TITLE = re.compile(r"(?:#+ |\*\*|title:|story:)[^\n]*\n+|[^\n.!?\"]{1,60}\n\s*\n", re.IGNORECASE)
 
-_MARKUP = re.compile(
-    r"^\s*(?:#|\||```|[-*•+] |\d+[.)] )|https?://|<\w+>", re.MULTILINE
-)  # headings, lists, code
+_MARKUP = re.compile(r"\n[ \t]*(?:#|\||```|[-*•+] |\d+[.)] )")  # headings, tables, code, lists
 
 
 def story_of(text: str) -> str:
@@ -208,7 +206,7 @@ def find_fault(story: str, prompt: str, plan: Plan, filters: Filters) -> tuple[s
         return "refusal", story[:80]
     if echoes_prompt(story, prompt):
         return "prompt_echoed", ""
-    if _MARKUP.search(story):
+    if _MARKUP.search(f"\n{story}"):
         return "markup", ""
     if len(tokens) < filters.min_words:
         return "too_short", f"{len(tokens)} words"

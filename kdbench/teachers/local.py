@@ -121,7 +121,8 @@ class LocalTeacher:
             while self._gathered():
                 for job, reply in sampler.stream(lambda room: self._take(sampler, room), self._wanted):
                     self._answer(self._live.pop(job), reply)
-                self._live.clear()
+                # What is left was cancelled, or cut short by close() and is owed an answer.
+                self._live = {job: ask for job, ask in self._live.items() if not ask.reply.cancelled()}
         except KdbenchError as exc:
             outcome = exc
         except (RuntimeError, MemoryError) as exc:

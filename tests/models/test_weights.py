@@ -30,7 +30,7 @@ def fake(folder):
 def run(path, kind, finish=True):
     opened = RunDir.create(path, kind=kind, config={}, fingerprint={})
     fake(path / "model")
-    opened.finish() if finish else opened.close()
+    opened.finish() if finish else opened.abandon("failed")
     return path
 
 
