@@ -63,12 +63,8 @@ class Translator:
         """The error of a connection that failed."""
         import aiohttp
 
-        chain = list(_causes(exc))
-        # The transport reports any broken connection as a time-out, so ask what lies below.
-        slow = any(isinstance(e, TimeoutError) for e in chain)
-        if slow and not any(isinstance(e, aiohttp.ConnectionTimeoutError) for e in chain):
-            return self.timed_out()
-        below = (e for e in reversed(chain) if isinstance(e, aiohttp.ClientError | OSError))
+        # The transport reports any broken connection as a time-out, so look at what lies below.
+        below = (e for e in reversed(list(_causes(exc))) if isinstance(e, aiohttp.ClientError | OSError))
         found = next(below, exc)
         why = self.clean(str(found)) or type(found).__name__
         return TeacherUnavailable(f"No connection to {self.where} ({why}); is the server running?")

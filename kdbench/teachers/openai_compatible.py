@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SCHEMES = ("openai",)
 DEFAULT_URL = "https://api.openai.com/v1"
+_CONNECT_SECONDS = 30.0
 
 
 class Config(StrictConfig):
@@ -131,7 +132,8 @@ class OpenAITeacher:
             from httpx2 import Limits, Timeout
             from openai import AsyncOpenAI, DefaultAioHttpClient
 
-            timeout = Timeout(self._config.timeout, connect=min(30.0, self._config.timeout))
+            # The deadline of the whole call is ask's; here only a server that is not there.
+            timeout = Timeout(None, connect=_CONNECT_SECONDS)
             # To aiohttp 0 is no limit; the engine bounds the calls in flight.
             limits = Limits(max_connections=0, keepalive_expiry=30)
             self._client = AsyncOpenAI(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import traceback
@@ -281,15 +282,19 @@ def test_a_server_that_wants_one(server, monkeypatch):
 
 
 @medium
-def test_one_teacher_in_two_event_loops(server):
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("closed_between", [True, False])
+def test_one_teacher_in_two_event_loops(server, closed_between):
     teacher = connect("openai:tiny", Config())
 
-    async def once():
+    async def once(close):
         raw = await teacher.ask(request())
-        await teacher.close()
+        if close:
+            await teacher.close()
         return raw
 
-    assert asyncio.run(once()) == asyncio.run(once())
+    assert asyncio.run(once(closed_between)) == asyncio.run(once(True))
+    gc.collect()
 
 
 def identity(spec="openai:m", **config):
