@@ -143,8 +143,9 @@ def put(values: dict[str, Any], path: str, value: Any) -> None:
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
-    """YAML text of plain values, keys in the given order."""
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    """YAML text of plain values, keys in the given order; reads back as the same values."""
+    # Escaped: PyYAML reads some characters it writes plainly, such as U+0085, as line breaks.
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=False)
 
 
 def canonical_hash(value: Any) -> str:

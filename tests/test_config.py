@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -103,5 +103,6 @@ def test_equal_values_hash_equal_in_any_order(values: dict) -> None:
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z]{1,5}", fullmatch=True), plain, max_size=4))
+@example({"a": {"\x85": "\u2028"}})
 def test_yaml_round_trip(values: dict) -> None:
     assert parse_yaml(dump_yaml(values), "x") == values
