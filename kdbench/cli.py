@@ -4,7 +4,8 @@
     kdbench generate tinystories --teacher scripted -n 100 --out runs/stories
     kdbench list
 
-Exit codes: 0 done, 1 a run that failed, 2 a usage or config error. A user's mistake is one sentence.
+Exit codes: 0 done, 1 a run that failed, 2 a usage or config error, 130 Ctrl-C. A user's mistake is one
+sentence.
 """
 
 from __future__ import annotations
@@ -304,9 +305,6 @@ def main() -> None:
             f"kdbench: {exc}", style="red", markup=False, highlight=False, soft_wrap=True
         )
         sys.exit(exc.exit_code)
-    except KeyboardInterrupt:
-        _say("Interrupted; what was done is kept: go on with --resume")
-        sys.exit(1)
 
 
 if __name__ == "__main__":

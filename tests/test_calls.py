@@ -115,8 +115,9 @@ def test_ctrl_c_stops_cleanly_and_resumes(tmp_path: Path) -> None:
     while logged(out) < 20:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=30)
     assert read_info(out)["status"] == "interrupted"
+    assert "go on with --resume" in errors.decode()
     # What was in flight came home before the end: all that was asked is in the log.
     assert set(asked_prompts(tmp_path / "asked")) == set(answered_prompts(out))
 

@@ -36,7 +36,7 @@ from kdbench.jobs._tables import write_parquet
 from kdbench.jobs._teachers import TeacherSpec, connect_roles
 from kdbench.jsonl import JsonlWriter
 from kdbench.ledger import Ledger, LimitReached, Prices
-from kdbench.progress import Meter, log
+from kdbench.progress import DRAW_EVERY, Meter, log
 from kdbench.reporting.dataset_card import write_dataset_card
 from kdbench.rundir import IfExists, RunDir, read_info
 from kdbench.teacher import Teacher
@@ -278,13 +278,22 @@ class _Generation:
             JsonlWriter(out / "rejected.jsonl") as rejected,
             Meter(f"generate {self._recipe.name}", self._settings.n) as meter,
         ):
-            async with aclosing(settled_seeds) as stream:
-                async for settled in stream:
-                    self._write(settled, samples, rejected)
-                    if meter.due():
-                        samples.flush()
-                        meter.update(self._tally.accepted, self._note())
+            # The meter runs by the clock: while a slow seed holds back the order, work goes on unseen.
+            ticking = asyncio.ensure_future(self._tick(meter, samples))
+            try:
+                async with aclosing(settled_seeds) as stream:
+                    async for settled in stream:
+                        self._write(settled, samples, rejected)
+            finally:
+                ticking.cancel()
             meter.update(self._tally.accepted, self._note(), last=True)
+
+    async def _tick(self, meter: Meter, samples: JsonlWriter) -> None:
+        while True:
+            await asyncio.sleep(DRAW_EVERY)
+            if meter.due():
+                samples.flush()
+                meter.update(self._tally.accepted, self._note())
 
     def _candidates(self, call_log: CallLog) -> int:
         """A replay ends where the log does."""
