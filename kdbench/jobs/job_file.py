@@ -25,14 +25,18 @@ from kdbench.jobs.generating import GenerateSettings
 
 
 class GenerateStage(GenerateSettings):
-    """One generation: a recipe, its config, and how the engine is driven."""
+    """One generation: a recipe, its config, and how the engine is driven.
+
+    `teacher` writes instead of the job's own, for example one behind an API.
+    """
 
     recipe: str
+    teacher: str | None = None
     config: dict[str, Any] = {}
 
     def settings(self) -> dict[str, Any]:
         """The fields that drive the engine."""
-        return {k: v for k, v in self.model_dump().items() if k not in ("recipe", "config")}
+        return {k: v for k, v in self.model_dump().items() if k not in ("recipe", "teacher", "config")}
 
 
 class StudentStage(StrictConfig):

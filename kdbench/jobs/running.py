@@ -116,7 +116,7 @@ def _stages(job: Job, root: Path) -> Iterator[_Stage]:
 
     for name, gen in job.generate.items():
         yield _Stage(
-            f"generate {name}: {gen.n} samples of {gen.recipe} from {job.teacher}",
+            f"generate {name}: {gen.n} samples of {gen.recipe} from {gen.teacher or job.teacher}",
             root / "data" / name,
             key(
                 f"data/{name}",
@@ -178,7 +178,7 @@ def _generating(job: Job, stage: GenerateStage) -> Callable[[Path, bool], object
     def make(path: Path, taken_up: bool) -> object:
         return generate(
             stage.recipe,
-            teacher=job.teacher,
+            teacher=stage.teacher or job.teacher,
             teacher_config=job.teacher_config,
             config=stage.config,
             out=path,
