@@ -165,6 +165,7 @@ def test_the_command_leaves_a_whole_run_behind(tmp_path: Path) -> None:
     info = read_info(tmp_path / "out")
     assert info["status"] == "done"
     assert info["stats"]["accepted"] == 3
+    assert info["teacher"]["spec"] == "scripted"
     assert all(len(digest) == 64 for digest in info["templates"].values())
     lines = (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["origin"]["seed"] for line in lines] == [0, 1, 2]

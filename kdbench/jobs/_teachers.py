@@ -68,3 +68,10 @@ def connect_roles(
                 "choose another teacher"
             )
     return connected
+
+
+def spec_text(teacher: TeacherSpec | Mapping[str, TeacherSpec]) -> str:
+    """What the user wrote, for people to read: "smollm2", or "teacher=smollm2, judge=openai:gpt"."""
+    if isinstance(teacher, Mapping):
+        return ", ".join(f"{role}={spec_text(spec)}" for role, spec in teacher.items())
+    return teacher if isinstance(teacher, str) else teacher.identity

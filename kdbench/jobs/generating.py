@@ -33,7 +33,7 @@ from kdbench.errors import NothingLeft, RunDirError, UsageError
 from kdbench.jobs._loops import run_async
 from kdbench.jobs._recipes import LoadedRecipe, RecipeFunction, load_recipe
 from kdbench.jobs._tables import write_parquet
-from kdbench.jobs._teachers import TeacherSpec, connect_roles
+from kdbench.jobs._teachers import TeacherSpec, connect_roles, spec_text
 from kdbench.jsonl import JsonlWriter
 from kdbench.ledger import Ledger, LimitReached, Prices
 from kdbench.progress import DRAW_EVERY, Meter, log
@@ -94,7 +94,7 @@ def generate(
     loaded = load_recipe(recipe, config, Path(prompts) if prompts else None)
     mode = _mode(resume=resume, reparse=reparse, overwrite=overwrite, refresh=refresh)
     teachers = connect_roles(teacher, loaded.roles, teacher_config)
-    run = _open_run(Path(out), loaded, teachers, driven, mode)
+    run = _open_run(Path(out), loaded, teachers, driven, mode, spec_text(teacher))
     work = _Generation(run, loaded, teachers, driven, cache, reparse=reparse)
     run_async(work.run(close=_ours(teacher, teachers)))
     return run.path
@@ -122,6 +122,7 @@ def _open_run(
     teachers: Mapping[str, Teacher],
     settings: GenerateSettings,
     mode: Mode,
+    spec: str,
 ) -> RunDir:
     fingerprint = {
         "recipe": recipe.name,
@@ -147,7 +148,7 @@ def _open_run(
     run = RunDir.create(out, kind=KIND, config=config, fingerprint=fingerprint, if_exists=how)
     run.update(
         recipe=recipe.name,
-        teacher={"identity": {role: t.identity for role, t in teachers.items()}},
+        teacher={"spec": spec, "identity": fingerprint["teachers"]},
         templates=fingerprint["templates"],
         seed=settings.seed,
     )
