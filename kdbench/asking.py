@@ -1,6 +1,6 @@
 """One call done right: answered from the log if it was paid for, else asked, retried, stored, parsed.
 
-    asker = Asker("teacher", teacher, log, ledger, AskPolicy(retries=8, on_truncated="reject"))
+    asker = Asker("teacher", teacher, log, ledger, AskPolicy(), in_flight=64)
     ask = SeedTeacher(asker, job_seed=0, seed=12, trace=Trace())
     reply = await ask.chat([Message(role="user", content="...")], Sampling())
 
@@ -14,7 +14,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pydantic import Field
@@ -22,6 +22,7 @@ from pydantic import Field
 from kdbench.calls import CallLog, Draw, call_key, request_digest
 from kdbench.config import StrictConfig
 from kdbench.errors import (
+    EmptyReply,
     RateLimited,
     Rejected,
     Retryable,
@@ -51,21 +52,34 @@ class AskPolicy(StrictConfig):
 
 @dataclass(slots=True)
 class Trace:
-    """What one seed asked, for the origin of its samples."""
+    """What one seed asked, in the order of asking, for the origin of its samples."""
 
     calls: list[str] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
-    finish_reason: str = ""
+    # By place in `calls`: replies come home in any order, and origins must not depend on it.
+    finish_reasons: dict[int, str] = field(default_factory=dict)
 
     def origin(self, seed: int) -> Origin:
         """The origin of what this seed made so far."""
+        last = max(self.finish_reasons, default=None)
         return Origin(
             seed=seed,
             calls=tuple(self.calls),
             prompt_tokens=self.usage.prompt_tokens,
             completion_tokens=self.usage.completion_tokens,
-            finish_reason=self.finish_reason,
+            finish_reason="" if last is None else self.finish_reasons[last],
         )
+
+
+def origin_of(seed: int, *replies: Reply) -> Origin:
+    """The origin of a sample that came of these replies alone, where the seed of that index asked more."""
+    return Origin(
+        seed=seed,
+        calls=tuple(reply.call for reply in replies),
+        prompt_tokens=sum(reply.usage.prompt_tokens for reply in replies),
+        completion_tokens=sum(reply.usage.completion_tokens for reply in replies),
+        finish_reason=replies[-1].finish_reason,
+    )
 
 
 class NotInLog(Rejected):
@@ -75,6 +89,7 @@ class NotInLog(Rejected):
 class Asker:
     """A teacher in a role, shared by all seeds: the log before it, retries and the ledger around it.
 
+    At most `in_flight` calls are under way at once, however many draws each seed asks for.
     `replay_only` answers from the log alone and raises NotInLog for the rest (--reparse).
     """
 
@@ -86,6 +101,7 @@ class Asker:
         ledger: Ledger,
         policy: AskPolicy,
         *,
+        in_flight: int,
         replay_only: bool = False,
     ) -> None:
         self.role = role
@@ -93,6 +109,7 @@ class Asker:
         self.policy = policy
         self._log = call_log
         self._ledger = ledger
+        self._slots = asyncio.Semaphore(in_flight)
         self._replay_only = replay_only
         self._ever_answered = False
         self._resume_at = 0.0  # loop time before which a rate-limited teacher is left alone
@@ -119,17 +136,24 @@ class Asker:
             return _read(raw, self._ledger.cached)
         if self._replay_only:
             raise NotInLog("not_in_log", "this seed needs a call that was never made")
-        raw = await self._ask(request)
+        raw, outcome = await self._ask(request)
+        # Kept before anything else is done with it, also where it cannot be used.
         await self._log.put(key, seed, raw)
-        return _read(raw, self._ledger.paid)
+        if isinstance(outcome, TeacherError):
+            raise outcome
+        return outcome
 
-    async def _ask(self, request: Request) -> bytes:
+    async def _ask(self, request: Request) -> tuple[bytes, Reply | TeacherError]:
+        """The raw reply and what it says. It is counted at once, so that the next call sees a limit."""
         attempt = 0
         while True:
-            await self._wait_for_turn()
-            self._ledger.check()
             try:
-                raw = await self.teacher.ask(request)
+                async with self._slots:
+                    # Asked for only now: what waited for its slot must see a stop, a pause or a limit.
+                    await self._wait_for_turn()
+                    self._ledger.check()
+                    raw = await self.teacher.ask(request)
+                    outcome = _outcome(raw, self._ledger.paid)
             except Retryable as exc:
                 attempt += 1
                 if not self._ever_answered and attempt > 2 and isinstance(exc, TeacherUnavailable):
@@ -142,7 +166,7 @@ class Asker:
                 await self._back_off(exc, attempt)
             else:
                 self._ever_answered = True
-                return raw
+                return raw, outcome
 
     async def _wait_for_turn(self) -> None:
         while not self._stopping:
@@ -167,15 +191,22 @@ class Asker:
         await asyncio.sleep(wait)
 
 
-def _read(raw: bytes, count: Callable[[Usage], None]) -> Reply:
-    """Parse a reply and count it; one that cannot be used counts as a call all the same."""
+def _outcome(raw: bytes, count: Callable[[Usage], None]) -> Reply | TeacherError:
+    """A raw reply parsed and counted; one that cannot be used counts as a call all the same."""
     try:
         reply = read_reply(raw)
-    except TeacherError:
+    except TeacherError as exc:
         count(Usage())
-        raise
+        return exc
     count(reply.usage)
     return reply
+
+
+def _read(raw: bytes, count: Callable[[Usage], None]) -> Reply:
+    outcome = _outcome(raw, count)
+    if isinstance(outcome, TeacherError):
+        raise outcome
+    return outcome
 
 
 class SeedTeacher:
@@ -212,8 +243,29 @@ class SeedTeacher:
                 return reply
         raise Rejected("truncated", f"cut off after {reply.usage.completion_tokens} tokens")
 
+    async def draws(self, messages: Sequence[Message], sampling: Sampling, n: int) -> list[Reply | Rejected]:
+        """`n` replies to one request, asked for at once and given back in the order of their draws.
+
+        A draw that was cut off or came back empty is a Rejected in its place and leaves the others
+        alone. Raises kdbench.errors.TeacherError like `chat`.
+        """
+        tries = (self._draw(messages, sampling) for _ in range(n))
+        # All come home before the first failure is raised: none goes on unseen.
+        found = await asyncio.gather(*tries, return_exceptions=True)
+        for one in found:
+            if isinstance(one, BaseException) and not isinstance(one, Rejected):
+                raise one
+        return [one for one in found if isinstance(one, Reply | Rejected)]
+
+    async def _draw(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
+        try:
+            return await self.chat(messages, sampling)
+        except EmptyReply as exc:
+            raise Rejected("empty_reply", str(exc)) from exc
+
     async def _one(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
         digest = request_digest(self._asker.teacher.identity, messages, sampling)
+        place = len(self._trace.calls)
         draw: Draw = 0  # greedy: there is but one answer
         if sampling.temperature > 0:
             draw = (self._job_seed, self._seed, self._asked[digest])
@@ -223,8 +275,8 @@ class SeedTeacher:
         self._trace.calls.append(key.hex())
         reply = await self._asker.answer(key, self._seed, request, greedy=draw == 0)
         self._trace.usage += reply.usage
-        self._trace.finish_reason = reply.finish_reason
-        return reply
+        self._trace.finish_reasons[place] = reply.finish_reason
+        return replace(reply, call=key.hex())
 
 
 class Teachers(dict[str, SeedTeacher]):

@@ -52,12 +52,13 @@ _ERROR_REASONS: tuple[tuple[type[TeacherError], str], ...] = (
 class Seed:
     """What one sample begins from. Draw everything from `rng`: it is made from job seed and index.
 
-    `row` is the seed's question where the recipe reads a question source, else None.
+    `row` is what the recipe's `rows` gave for this seed (a kdbench.questions.Question where it reads a
+    question source), else None.
     """
 
     index: int
     rng: random.Random
-    row: Mapping[str, Any] | None = None
+    row: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,10 @@ class SeedRunner:
     def _settled(self, seed: Seed, trace: Trace, outcomes: list[Outcome]) -> Settled:
         origin = trace.origin(seed.index)
         named = [
-            outcome.model_copy(update={"id": f"{self._id_prefix}-{seed.index}-{number}", "origin": origin})
+            outcome.model_copy(
+                # A recipe that asks for several replies says itself which of them made a sample.
+                update={"id": f"{self._id_prefix}-{seed.index}-{number}", "origin": outcome.origin or origin}
+            )
             for number, outcome in enumerate(outcomes)
         ]
         return Settled(
@@ -216,8 +220,8 @@ async def _bring_home(running: set[asyncio.Task[Settled]]) -> None:
         await asyncio.wait(late)
 
 
-def make_seeds(job_seed: int, count: int, rows: Iterable[Mapping[str, Any]] | None = None) -> Iterator[Seed]:
+def make_seeds(job_seed: int, count: int, rows: Iterable[Any] | None = None) -> Iterator[Seed]:
     """The first `count` seeds of a job, one per row where there are rows."""
-    source: Iterator[Mapping[str, Any] | None] = iter(rows) if rows is not None else iter(lambda: None, 0)
+    source: Iterator[Any] = iter(rows) if rows is not None else iter(lambda: None, 0)
     for index, row in zip(range(count), source, strict=False):
         yield Seed(index, random.Random(f"{job_seed}/{index}"), row)  # noqa: S311 - not for secrets

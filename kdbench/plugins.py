@@ -70,11 +70,12 @@ def load_file(path: Path, group: str) -> ModuleType:
         raise UsageError(
             f"No {word} file {path}; give the path of a Python file, or a name from `kdbench list`"
         )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Under a name of its own: a user's copy.py must not stand in for the standard library's.
+    spec = importlib.util.spec_from_file_location(f"own_{GROUPS[group][0]}_{path.stem}", path)
     assert spec is not None, "a .py path always has a spec"
     assert spec.loader is not None, "and a loader"
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # so that pydantic can resolve the annotations of its models
+    sys.modules[spec.name] = module  # so that pydantic can resolve the annotations of its models
     try:
         spec.loader.exec_module(module)
     except UsageError:

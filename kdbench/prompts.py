@@ -21,9 +21,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from kdbench.errors import TemplateError
 from kdbench.records import Message
 
+SHARED = "shared"
+
 
 class Prompts:
-    """The templates of one folder, looked for in each of `folders` in turn.
+    """The templates of one recipe: those under its name, then those that all recipes share.
 
     `name` is the folder's name under the shipped prompts and under `override`, a directory given
     with --prompts; `beside` is the folder of a user's own recipe file.
@@ -31,7 +33,15 @@ class Prompts:
 
     def __init__(self, name: str, override: Path | None = None, beside: Path | None = None) -> None:
         self.name = name
-        self._folders = [p for p in (override and override / name, beside, _shipped() / name) if p]
+        places = [
+            (name, override and override / name),
+            (name, beside),
+            (name, _shipped() / name),
+            (SHARED, override and override / SHARED),
+            (SHARED, _shipped() / SHARED),
+        ]
+        self._places = [(shown, folder) for shown, folder in places if folder is not None]
+        self._folders = [folder for _, folder in self._places]
 
     @cached_property
     def _environment(self) -> ImmutableSandboxedEnvironment:
@@ -42,6 +52,7 @@ class Prompts:
             lstrip_blocks=True,
             keep_trailing_newline=False,
             auto_reload=False,
+            cache_size=-1,  # a plain dict: the bounded cache takes a lock for every template of every prompt
         )
 
     def render(self, template: str, **values: Any) -> str:
@@ -78,10 +89,10 @@ class Prompts:
     def hashes(self) -> dict[str, str]:
         """sha256 of every template's source, by name; an overridden template shows its own."""
         found: dict[str, str] = {}
-        for folder in self._folders:
+        for shown, folder in self._places:
             for path in sorted(folder.glob("*.j2")) if folder.is_dir() else ():
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                found.setdefault(f"{self.name}/{path.name}", digest)
+                found.setdefault(f"{shown}/{path.name}", digest)
         return dict(sorted(found.items()))
 
 

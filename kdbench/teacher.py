@@ -58,7 +58,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One parsed reply. `model` is what the server says it is, recorded but never keyed."""
+    """One parsed reply. `model` is what the server says it is, recorded but never keyed.
+
+    `call` is the key of the call in the log, where it went through one.
+    """
 
     text: str
     finish_reason: str  # "stop", "length", "content_filter", ...
@@ -66,6 +69,7 @@ class Reply:
     reasoning: str | None = None
     token_ids: tuple[int, ...] | None = None
     model: str = ""
+    call: str = ""
 
     @property
     def message(self) -> Message:

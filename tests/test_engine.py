@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 import kdbench
-from kdbench.asking import Teachers
+from kdbench.asking import Teachers, origin_of
 from kdbench.engine import Outcome, Seed, Settled, make_seeds, run_seeds
 from kdbench.errors import (
     CallRefused,
     NothingLeft,
     RateLimited,
+    Rejected,
     TeacherTimeout,
     TeacherUnavailable,
     TeacherUnusable,
@@ -332,4 +333,73 @@ def test_a_user_s_recipe_file_with_its_own_template(tmp_path: Path) -> None:
     lines = (run / "samples.jsonl").read_text().splitlines()
     prompts = {json.loads(line)["prompt"][0]["content"] for line in lines}
     assert prompts <= {"A haiku about rain.", "A haiku about snow."}
-    assert list(read_info(run)["templates"]) == ["haiku/poem.j2"]
+    own = [name for name in read_info(run)["templates"] if not name.startswith("shared/")]
+    assert own == ["haiku/poem.j2"]
+
+
+def test_draws_come_back_in_order_and_a_bad_one_leaves_the_others_alone(tmp_path: Path) -> None:
+    async def five(seed: Seed, teachers: Teachers) -> list[Outcome]:
+        found = await teachers["teacher"].draws([user("say a number")], SAMPLING, 5)
+        return [
+            Rejection(reason=one.reason)
+            if isinstance(one, Rejected)
+            else Completion(
+                prompt=(user("say a number"),), completion=(one.message,), origin=origin_of(seed.index, one)
+            )
+            for one in found
+        ]
+
+    order: list[int] = []
+
+    async def answer(request: Request, number: int) -> bytes:
+        order.append(request.seed)
+        await asyncio.sleep(0.01 * (5 - number))  # the last one asked is the first one home
+        if number == 2:
+            return reply("", "stop")
+        if number == 4:
+            return reply("cut", "length")
+        return reply(f"{request.seed}")
+
+    run = kdbench.generate(five, teacher=EchoTeacher(answer), n=3, out=tmp_path / "r", max_candidates=1)
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    rejected = [json.loads(line) for line in (run / "rejected.jsonl").read_text().splitlines()]
+    assert [int(s["completion"][0]["content"]) for s in samples] == [order[0], order[2], order[4]]
+    assert len(set(order)) == 5
+    assert [r["reason"] for r in rejected] == ["empty_reply", "truncated"]
+    assert [r["id"].rsplit("-", 1)[1] for r in rejected] == ["1", "3"]
+    assert [len(s["origin"]["calls"]) for s in samples] == [1, 1, 1]
+    assert len({s["origin"]["calls"][0] for s in samples}) == 3
+    assert [len(r["origin"]["calls"]) for r in rejected] == [5, 5]
+
+
+def test_calls_in_flight_are_bounded_however_many_draws_a_seed_asks_for(tmp_path: Path) -> None:
+    async def many(seed: Seed, teachers: Teachers) -> list[Outcome]:
+        found = await teachers["teacher"].draws([user(f"{seed.index}")], SAMPLING, 20)
+        return [
+            Completion(prompt=(user("q"),), completion=(r.message,))
+            for r in found
+            if not isinstance(r, Rejected)
+        ]
+
+    teacher = EchoTeacher(longest_wait=0.005)
+    kdbench.generate(many, teacher=teacher, n=100, out=tmp_path / "r", concurrency=3)
+    assert teacher.most_in_flight == 3
+
+
+def test_a_limit_holds_for_draws_that_wait_for_their_turn(tmp_path: Path) -> None:
+    async def many(seed: Seed, teachers: Teachers) -> list[Outcome]:
+        await teachers["teacher"].draws([user(f"{seed.index}")], SAMPLING, 50)
+        return []
+
+    teacher = EchoTeacher()
+    with pytest.raises(LimitReached):
+        kdbench.generate(
+            many,
+            teacher=teacher,
+            n=1,
+            out=tmp_path / "r",
+            concurrency=2,
+            max_tokens_total=100,
+            max_candidates=5,
+        )
+    assert len(teacher.requests) <= 5  # 30 tokens each: four calls pass the limit, one more may be on its way

@@ -61,7 +61,7 @@ import kdbench.cli, kdbench.jobs.generating, kdbench.jobs.training, kdbench.jobs
 import kdbench.jobs.running, kdbench.jobs.report_job, kdbench.jobs.student_job
 for group in plugins.GROUPS:
     for name in plugins.names(group):
-        plugins.config_class(plugins.load(group, name))()
+        plugins.config_class(plugins.load(group, name)).model_json_schema()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -76,3 +76,11 @@ def test_a_user_s_file_that_is_missing_or_broken_is_a_sentence(tmp_path: Path) -
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(UsageError, match="has no function 'generate'"):
         plugins.load_file(tmp_path / "empty.py", "generators")
+
+
+def test_a_user_s_file_never_stands_in_for_a_module_of_the_same_name(tmp_path: Path) -> None:
+    import copy
+
+    (tmp_path / "copy.py").write_text("async def generate(seed, teachers): return []")
+    assert plugins.load_file(tmp_path / "copy.py", "generators").__name__ == "own_recipe_copy"
+    assert sys.modules["copy"] is copy

@@ -53,7 +53,7 @@ def test_missing_and_broken_templates_say_where(tmp_path: Path) -> None:
 
 def test_an_override_goes_first_and_shows_in_the_hashes(tmp_path: Path) -> None:
     shipped = Prompts("tinystories")
-    name = next(iter(shipped.hashes()))
+    name = "tinystories/story.j2"
     (tmp_path / "tinystories").mkdir()
     (tmp_path / name).write_text("mine")
     overridden = Prompts("tinystories", override=tmp_path)
@@ -61,3 +61,13 @@ def test_an_override_goes_first_and_shows_in_the_hashes(tmp_path: Path) -> None:
     assert overridden.hashes()[name] == hashlib.sha256(b"mine").hexdigest()
     assert overridden.hashes()[name] != shipped.hashes()[name]
     assert overridden.hashes().keys() == shipped.hashes().keys()
+
+
+def test_what_all_recipes_share_is_found_after_a_recipe_s_own(tmp_path: Path) -> None:
+    (tmp_path / "repair.j2").write_text("my own repair of {{ problem }}")
+    assert Prompts("mine", beside=tmp_path).render("repair", problem="x") == "my own repair of x"
+    assert "x" in Prompts("mine").render("repair", problem="x")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "repair.j2").write_text("for all")
+    assert Prompts("tinystories", override=tmp_path).render("repair", problem="x") == "for all"
+    assert "shared/repair.j2" in Prompts("tinystories").hashes()

@@ -17,7 +17,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +25,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from kdbench.asking import Asker, AskPolicy
+from kdbench.asking import Asker, AskPolicy, Teachers
 from kdbench.calls import FILE_NAME, CallLog
 from kdbench.config import StrictConfig, build, canonical_hash
-from kdbench.engine import SeedRunner, Settled, make_seeds, run_seeds
+from kdbench.engine import Outcome, Seed, SeedRunner, Settled, make_seeds, run_seeds
 from kdbench.errors import NothingLeft, RunDirError, UsageError
 from kdbench.jobs._loops import run_async
 from kdbench.jobs._recipes import LoadedRecipe, RecipeFunction, load_recipe
@@ -36,7 +36,9 @@ from kdbench.jobs._tables import write_parquet
 from kdbench.jobs._teachers import TeacherSpec, connect_roles, spec_text
 from kdbench.jsonl import JsonlWriter
 from kdbench.ledger import Ledger, LimitReached, Prices
+from kdbench.pool import Rounds
 from kdbench.progress import DRAW_EVERY, Meter, log
+from kdbench.records import Rejection
 from kdbench.reporting.dataset_card import write_dataset_card
 from kdbench.rundir import IfExists, RunDir, read_info
 from kdbench.teacher import Teacher
@@ -133,6 +135,7 @@ def _open_run(
         "filters": recipe.filters(),
         "templates": recipe.prompts.hashes(),
         "recipe_source": recipe.source_sha256,
+        "source": recipe.source(),
     }
     if mode == "reparse" and not (out / FILE_NAME).is_file():
         raise RunDirError(f"{out} has no call log to read again; generate first")
@@ -151,6 +154,7 @@ def _open_run(
         teacher={"spec": spec, "identity": fingerprint["teachers"]},
         templates=fingerprint["templates"],
         seed=settings.seed,
+        **({"inputs": fingerprint["source"]} if fingerprint["source"] else {}),
     )
     return run
 
@@ -208,6 +212,8 @@ class _Generation:
         self._cache = [Path(c) / FILE_NAME if Path(c).is_dir() else Path(c) for c in cache]
         self._reparse = reparse
         self._tally = _Tally()
+        self._rounds = Rounds(recipe.round_size())
+        self._admit = recipe.admission()
         self._ledger = Ledger(settings.prices, settings.max_cost, settings.max_tokens_total)
         self._began = time.monotonic()
 
@@ -243,22 +249,26 @@ class _Generation:
         write_parquet(out / "rejected.jsonl", out / "rejected.parquet", rejections=True)
         self._run.update(**self._stats())
         write_dataset_card(out, self._run.info)
+        self._recipe.finish(out)
         self._run.finish()
 
     async def _collect(self, call_log: CallLog) -> None:
+        concurrency = self._settings.concurrency or max(
+            t.preferred_concurrency for t in self._teachers.values()
+        )
         askers = {
-            role: Asker(role, teacher, call_log, self._ledger, self._settings, replay_only=self._reparse)
+            role: Asker(
+                role, teacher, call_log, self._ledger, self._settings,
+                in_flight=concurrency, replay_only=self._reparse,
+            )
             for role, teacher in self._teachers.items()
-        }
+        }  # fmt: skip
         runner = SeedRunner(
-            self._recipe.run,
+            self._run_recipe,
             askers,
             job_seed=self._settings.seed,
             id_prefix=self._id_prefix(),
             max_errors=self._settings.max_errors,
-        )
-        concurrency = self._settings.concurrency or max(
-            t.preferred_concurrency for t in self._teachers.values()
         )
 
         def stop() -> None:
@@ -267,7 +277,7 @@ class _Generation:
 
         settled_seeds = run_seeds(
             runner,
-            make_seeds(self._settings.seed, self._candidates(call_log), self._recipe.rows()),
+            make_seeds(self._settings.seed, self._candidates(call_log), self._recipe.rows),
             concurrency=concurrency,
             window=max(16 * concurrency, 1024),
             may_start=self._may_start,
@@ -302,12 +312,17 @@ class _Generation:
         return min(most, call_log.last_seed() + 1) if self._reparse else most
 
     def _id_prefix(self) -> str:
-        return canonical_hash([self._recipe.name, self._recipe.generation_config(), self._settings.seed])[:12]
+        source = self._recipe.source()
+        made_of = [self._recipe.name, self._recipe.generation_config(), self._settings.seed]
+        return canonical_hash(made_of if source is None else [*made_of, source])[:12]
+
+    async def _run_recipe(self, seed: Seed, teachers: Teachers) -> Iterable[Outcome]:
+        return await self._recipe.run(seed, teachers, self._rounds.pool)
 
     def _may_start(self, outstanding: int) -> bool:
         """Dispatch no more than will probably be needed: (N - accepted) / acceptance."""
         need = self._settings.n - self._tally.accepted
-        if need <= 0:
+        if need <= 0 or not self._rounds.has_begun(self._tally.seeds + outstanding):
             return False
         # Begins at one sample a seed and moves to what is seen.
         rate = (self._tally.accepted + 1) / (self._tally.seeds + 1)
@@ -319,12 +334,24 @@ class _Generation:
             return  # above the N-th: over-generated, stays in the log alone
         tally.seeds += 1
         for rejection in settled.rejections:
-            rejected.write(rejection)
-            tally.rejected += 1
-            tally.reasons[rejection.reason] += 1
-        for sample in settled.samples[: self._settings.n - tally.accepted]:
-            samples.write(sample)
+            self._reject(rejection, rejected)
+        for sample in settled.samples:
+            if tally.accepted == self._settings.n:
+                break
+            admitted = self._admit(sample)
+            if isinstance(admitted, Rejection):
+                named = {"id": sample.id, "origin": sample.origin}
+                self._reject(admitted.model_copy(update=named), rejected)
+                continue
+            samples.write(admitted)
+            self._rounds.add(admitted)
             tally.accepted += 1
+        self._rounds.settle(settled.seed)
+
+    def _reject(self, rejection: Rejection, rejected: JsonlWriter) -> None:
+        rejected.write(rejection)
+        self._tally.rejected += 1
+        self._tally.reasons[rejection.reason] += 1
 
     def _check_left(self) -> None:
         tally = self._tally

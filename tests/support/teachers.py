@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import math
+import os
 import random
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import ClassVar
 
 from kdbench.teacher import Capability, Request, Usage, chat_completion
 
@@ -66,3 +71,45 @@ class EchoTeacher:
 
     async def close(self) -> None:
         self.closed = True
+
+
+class ScriptTeacher:
+    """Answers by a pure function of the request, "" meaning an empty reply; `CUT` ends a reply early.
+
+    What a text costs is counted in words. After `calls_to_live` calls, over all teachers, the process
+    kills itself as kill -9 would.
+    """
+
+    calls_to_live: ClassVar[float] = math.inf
+
+    CUT = "\x00cut"
+    capabilities: frozenset[Capability] = frozenset({"chat"})
+    preferred_concurrency = 4
+
+    def __init__(self, script: Callable[[Request], str], *, identity: str = "script") -> None:
+        self.identity = identity
+        self.asked = 0
+        self._script = script
+
+    async def ask(self, request: Request) -> bytes:
+        self.asked += 1
+        ScriptTeacher.calls_to_live -= 1
+        if ScriptTeacher.calls_to_live < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        # Replies come home in another order than they were asked for.
+        await asyncio.sleep(random.Random(request.seed).uniform(0, 0.002))
+        text = self._script(request)
+        finish_reason = "length" if text.endswith(self.CUT) else "stop"
+        text = text.removesuffix(self.CUT)
+        asked = sum(len(message.content.split()) for message in request.messages)
+        usage = Usage(prompt_tokens=asked, completion_tokens=len(text.split()))
+        return chat_completion(text, model=self.identity, finish_reason=finish_reason, usage=usage)
+
+    async def close(self) -> None:
+        pass
+
+
+def share(request: Request, salt: str = "") -> float:
+    """A number in [0, 1) that depends on the whole request and on nothing else."""
+    whole = "\x1f".join([salt, str(request.seed), *(m.content for m in request.messages)])
+    return int.from_bytes(hashlib.sha256(whole.encode()).digest()[:6], "big") / 2**48
