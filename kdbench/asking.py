@@ -58,6 +58,8 @@ class Trace:
     usage: Usage = field(default_factory=Usage)
     # By place in `calls`: replies come home in any order, and origins must not depend on it.
     finish_reasons: dict[int, str] = field(default_factory=dict)
+    # How often each request was made, over all roles: one teacher in two roles gives each draws of its own.
+    asked: Counter[bytes] = field(default_factory=Counter)
 
     def origin(self, seed: int) -> Origin:
         """The origin of what this seed made so far."""
@@ -217,7 +219,6 @@ class SeedTeacher:
         self._job_seed = job_seed
         self._seed = seed
         self._trace = trace
-        self._asked: Counter[bytes] = Counter()
 
     @property
     def identity(self) -> str:
@@ -249,7 +250,13 @@ class SeedTeacher:
         A draw that was cut off or came back empty is a Rejected in its place and leaves the others
         alone. Raises kdbench.errors.TeacherError like `chat`.
         """
-        tries = (self._draw(messages, sampling) for _ in range(n))
+        return await self.each([messages] * n, sampling)
+
+    async def each(
+        self, requests: Sequence[Sequence[Message]], sampling: Sampling
+    ) -> list[Reply | Rejected]:
+        """One reply to each of several requests, asked for at once like `draws`, in their order."""
+        tries = (self._draw(messages, sampling) for messages in requests)
         # All come home before the first failure is raised: none goes on unseen.
         found = await asyncio.gather(*tries, return_exceptions=True)
         for one in found:
@@ -268,8 +275,8 @@ class SeedTeacher:
         place = len(self._trace.calls)
         draw: Draw = 0  # greedy: there is but one answer
         if sampling.temperature > 0:
-            draw = (self._job_seed, self._seed, self._asked[digest])
-            self._asked[digest] += 1
+            draw = (self._job_seed, self._seed, self._trace.asked[digest])
+            self._trace.asked[digest] += 1
         key = call_key(digest, draw)
         request = Request(tuple(messages), sampling, seed=int.from_bytes(key[:4], "big") >> 1)
         self._trace.calls.append(key.hex())

@@ -93,6 +93,9 @@ def generate(
     cache: Annotated[
         list[Path] | None, typer.Option("--cache", help="Another run whose replies may be used.")
     ] = None,
+    measure_strategies: Annotated[
+        bool, typer.Option("--measure-strategies", help="prompt_erasing: --set measure_strategies=true.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first requests; ask nobody.")] = False,
     resume: Resume = False,
     reparse: Annotated[
@@ -102,6 +105,8 @@ def generate(
 ) -> None:
     """Ask a teacher for N accepted samples of a recipe."""
     values = with_sets(load_yaml(config) if config else {}, sets or [])
+    if measure_strategies:
+        values["measure_strategies"] = True
     settings: dict[str, Any] = {
         "seed": seed,
         "max_candidates": max_candidates,
@@ -154,14 +159,14 @@ def _show_preview(
 
     seen = preview(recipe, n=n, config=config, prompts=prompts, **settings)
     console = Console()
-    for request in seen.requests[:2]:
+    for request in list(dict.fromkeys(seen.requests))[:2]:  # several draws are one and the same request
         console.rule(f"seed {request.seed}, {request.role}, {request.sampling.model_dump_json()}")
         for message in request.messages:
             console.print(f"[bold]{message.role}[/]")
             console.print(message.content, markup=False, highlight=False)
     console.rule("estimate, if every seed were accepted")
     console.print(
-        f"{seen.seeds:,} calls or more; about {seen.prompt_tokens:,} prompt tokens (4 characters each), "
+        f"{seen.calls:,} calls or more; about {seen.prompt_tokens:,} prompt tokens (4 characters each), "
         f"at most {seen.completion_tokens_at_most:,} completion tokens, at most ${seen.cost_at_most:.4f}. "
         "Nothing was asked.",
         highlight=False,
@@ -196,6 +201,9 @@ def train(
     student: Annotated[str, typer.Option("--student", help="Weights, or a student run.")],
     out: Out,
     teacher: Annotated[str | None, typer.Option("--teacher", help="The teacher's weights.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", help="Only samples whose field has the value: stage=1.")
+    ] = None,
     sets: Sets = None,
     config: ConfigFile = None,
     resume: Resume = False,
@@ -207,7 +215,7 @@ def train(
     values = with_sets(load_yaml(config) if config else {}, sets or [])
     work(
         method, data=data, student=student, teacher=teacher, out=out, config=values,
-        resume=resume, overwrite=overwrite,
+        where=with_sets({}, where or []), resume=resume, overwrite=overwrite,
     )  # fmt: skip
     _say(f"Done: {out}")
 
@@ -271,11 +279,20 @@ def list_plugins(
 def show(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or your own file.py.")],
     sets: Sets = None,
+    config: ConfigFile = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--teacher", help="Have it answer, to see the prompts that build on replies; or ROLE=SPEC."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which seed to show.")] = 0,
 ) -> None:
-    """Show a recipe: its facts, its config, and its prompt rendered on a real seed."""
+    """Show a recipe: its facts, its config, and its prompts rendered on a real seed."""
     from kdbench.jobs.showing import show_recipe
 
-    show_recipe(recipe, with_sets({}, sets or []), Console())
+    values = with_sets(load_yaml(config) if config else {}, sets or [])
+    show_recipe(recipe, values, Console(), teacher=_roles(teacher) if teacher else None, seed=seed)
 
 
 def _say(text: str) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from kdbench.errors import ConfigError
 
@@ -37,7 +39,10 @@ def build(model: type[ConfigT], values: Mapping[str, Any], where: str) -> Config
     try:
         return model.model_validate(dict(values))
     except ValidationError as exc:
-        problems = [_sentence(model, e["loc"], e["type"], e["msg"], e["input"]) for e in exc.errors()]
+        problems = [
+            _sentence(model, e["loc"], e["type"], e["msg"], e["input"]) + _did_you_mean(e)
+            for e in exc.errors()
+        ]
         raise ConfigError(f"Config of {where}: " + "; ".join(problems)) from exc
 
 
@@ -48,9 +53,22 @@ def _sentence(model: type[BaseModel], loc: tuple[int | str, ...], kind: str, mes
         return f"no key '{key}'{suggestion(str(loc[-1]), known)}"
     if kind == "missing":
         return f"key '{key}' is missing"
+    if kind == "value_error":
+        # Our own validator's sentence; one about several keys stands for itself.
+        message = message.removeprefix("Value error, ")
+        if not loc:
+            return message
     shown = json.dumps(value, default=str)
     # Pydantic's own text carries the bounds: "Input should be less than or equal to 2".
     return f"{key} = {shown[:80]}: {message[0].lower()}{message[1:]}"
+
+
+def _did_you_mean(error: ErrorDetails) -> str:
+    """The closest of the words that a Literal allows."""
+    expected = error.get("ctx", {}).get("expected", "") if error["type"] == "literal_error" else ""
+    known = re.findall(r"'([^']+)'", expected)
+    close = difflib.get_close_matches(str(error["input"]), known, n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def _keys_at(model: type[BaseModel], loc: Iterable[int | str]) -> list[str]:
@@ -80,6 +98,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # "<<: *shared" brings keys that those beside it may replace
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise ConfigError(

@@ -26,6 +26,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from kdbench.config import StrictConfig, suggestion
 from kdbench.errors import ConfigError, DataError, MissingExtra
+from kdbench.extraction import Solution, split_answer
 from kdbench.provenance import file_sha256
 from kdbench.verify import VerifierName, canonical, check_gold, is_correct
 
@@ -66,6 +67,18 @@ class Question:
         if self.answer is None:
             raise DataError(f"No gold answer to check against for the question: {self.text[:80]}")
         return is_correct(self.verifier, answer, self.answer, choices=self.choices, entry=self.entry)
+
+    def solution(self, text: str, marker: str) -> Solution:
+        """The marked answer of a reply and what stands before it.
+
+        Two marked answers are one where the verifier reads them alike: "72" and "72 plums". Raises
+        kdbench.errors.Rejected("no_answer") and ("two_answers").
+        """
+        return split_answer(text, marker, same=self._same)
+
+    def _same(self, one: str, other: str) -> bool:
+        read = [self.canonical(answer) or " ".join(answer.casefold().split()) for answer in (one, other)]
+        return read[0] == read[1]
 
     def check_gold(self) -> None:
         """Raises kdbench.errors.Rejected("gold_unreadable") for a gold answer the verifier cannot read."""
@@ -160,7 +173,7 @@ class Questions:
                 yield question
             elif (skipped := skipped + 1) == _MOST_SKIPPED:
                 raise DataError(
-                    f"The last {skipped:,} questions were all outside the part '{part}': the tasks have too few "
+                    f"The last {skipped:,} questions were all outside the part '{part}': there are too few "
                     "different ones; widen their settings or change questions.heldout_share"
                 )
 

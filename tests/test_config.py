@@ -86,6 +86,11 @@ def test_yaml_mistakes_are_sentences(tmp_path: Path) -> None:
         parse_yaml("a: !!python/object/apply:os.system ['true']", "job")
 
 
+def test_yaml_merges_a_shared_mapping_and_lets_its_keys_be_replaced() -> None:
+    read = parse_yaml("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  y: 3", "job")
+    assert read["b"] == {"x": 1, "y": 3}
+
+
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-1000, 1000) | st.text(max_size=8),
     lambda inner: (

@@ -12,7 +12,8 @@ profiles: {quick: {note: proves the plumbing, set: {generate.train.n: 8}}}
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -23,20 +24,40 @@ from kdbench.config import StrictConfig, build, load_yaml, put, suggestion, with
 from kdbench.errors import ConfigError
 from kdbench.jobs.generating import GenerateSettings
 
+_DATA = re.compile(r"\$\{data\.([^}]*)\}")
+
 
 class GenerateStage(GenerateSettings):
     """One generation: a recipe, its config, and how the engine is driven.
 
-    `teacher` writes instead of the job's own, for example one behind an API.
+    `teacher` writes instead of the job's own, for example one behind an API; a recipe with several roles
+    gets one for each. In the config `${data.NAME}` is the run directory of a generation above this one.
     """
 
     recipe: str
-    teacher: str | None = None
+    teacher: str | dict[str, str] | None = None
     config: dict[str, Any] = {}
+
+    def reads(self) -> list[str]:
+        """The generations that the config refers to."""
+        return list(dict.fromkeys(_DATA.findall(str(self.config))))
+
+    def config_in(self, root: Path) -> dict[str, Any]:
+        """The config with every `${data.NAME}` as a path below the job's directory."""
+        filled: dict[str, Any] = _with_data(self.config, lambda name: str(root / "data" / name))
+        return filled
 
     def settings(self) -> dict[str, Any]:
         """The fields that drive the engine."""
         return {k: v for k, v in self.model_dump().items() if k not in ("recipe", "teacher", "config")}
+
+
+def _with_data(value: Any, path_of: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return _DATA.sub(lambda found: path_of(found[1]), value)
+    if isinstance(value, dict):
+        return {key: _with_data(one, path_of) for key, one in value.items()}
+    return [_with_data(one, path_of) for one in value] if isinstance(value, list) else value
 
 
 class StudentStage(StrictConfig):
@@ -52,11 +73,16 @@ class StudentStage(StrictConfig):
 
 
 class TrainStage(StrictConfig):
-    """One training."""
+    """One training.
+
+    `student` is a student of the job or a training above this one, which then is a stage of it; `where`
+    takes only the samples whose fields have these values.
+    """
 
     method: str
     data: str
     student: str
+    where: dict[str, Any] = {}
     config: dict[str, Any] = {}
 
 
@@ -142,11 +168,17 @@ def _check_names(job: Job) -> None:
     uses: list[tuple[str, str, Mapping[str, object]]] = [
         (f"students.{n}.data", s.data, job.generate) for n, s in job.students.items()
     ]
+    written: dict[str, object] = {}
+    for name, gen in job.generate.items():
+        uses += [(f"generate.{name}.config", used, dict(written)) for used in gen.reads()]
+        written[name] = gen
+    begun: dict[str, object] = dict(job.students)
     for name, training in job.train.items():
         uses += [
             (f"train.{name}.data", training.data, job.generate),
-            (f"train.{name}.student", training.student, job.students),
+            (f"train.{name}.student", training.student, dict(begun)),
         ]
+        begun[name] = training
     uses.append(("evaluate.data", job.evaluate.data, job.generate))
     known = {"teacher": None, **job.students, **job.train}
     uses += [("evaluate.models", model, known) for model in job.evaluate.models]

@@ -26,6 +26,7 @@ from rich.console import Console
 from kdbench import plugins
 from kdbench.config import canonical_hash
 from kdbench.errors import DataError
+from kdbench.jobs._teachers import spec_text
 from kdbench.jobs.evaluating import evaluate
 from kdbench.jobs.generating import generate
 from kdbench.jobs.job_file import GenerateStage, Job, load_job
@@ -116,14 +117,15 @@ def _stages(job: Job, root: Path) -> Iterator[_Stage]:
 
     for name, gen in job.generate.items():
         yield _Stage(
-            f"generate {name}: {gen.n} samples of {gen.recipe} from {gen.teacher or job.teacher}",
+            f"generate {name}: {gen.n} samples of {gen.recipe} from {spec_text(gen.teacher or job.teacher)}",
             root / "data" / name,
             key(
                 f"data/{name}",
                 [job.teacher, job.teacher_config, gen.model_dump(mode="json")],
                 _recipe_sources(gen),
+                *(f"data/{used}" for used in gen.reads()),
             ),
-            _generating(job, gen),
+            _generating(job, gen, root),
         )
     for name, student in job.students.items():
         data = root / "data" / student.data
@@ -145,12 +147,12 @@ def _stages(job: Job, root: Path) -> Iterator[_Stage]:
                 [job.teacher, training.model_dump(mode="json")],
                 _sources("trainers", training.method),
                 f"data/{training.data}",
-                f"students/{training.student}",
+                _place(job, training.student),
             ),
             lambda path, taken_up, training=training: train(  # type: ignore[misc]
                 training.method, data=root / "data" / training.data,
-                student=str(root / "students" / training.student), teacher=job.teacher,
-                config=training.config, out=path, resume=taken_up,
+                student=str(root / _place(job, training.student)), teacher=job.teacher,
+                where=training.where, config=training.config, out=path, resume=taken_up,
                 overwrite=not taken_up and (path / "run.json").is_file(),
             ),
         )  # fmt: skip
@@ -174,13 +176,13 @@ def _stages(job: Job, root: Path) -> Iterator[_Stage]:
     )  # fmt: skip
 
 
-def _generating(job: Job, stage: GenerateStage) -> Callable[[Path, bool], object]:
+def _generating(job: Job, stage: GenerateStage, root: Path) -> Callable[[Path, bool], object]:
     def make(path: Path, taken_up: bool) -> object:
         return generate(
             stage.recipe,
             teacher=stage.teacher or job.teacher,
             teacher_config=job.teacher_config,
-            config=stage.config,
+            config=stage.config_in(root),
             out=path,
             # The replies stay: what still fits the new settings is not asked for again.
             refresh=(path / "run.json").is_file(),
@@ -191,9 +193,12 @@ def _generating(job: Job, stage: GenerateStage) -> Callable[[Path, bool], object
 
 
 def _model_ref(name: str, job: Job, root: Path) -> str:
-    if name == "teacher":
-        return job.teacher
-    return str(root / ("trained" if name in job.train else "students") / name)
+    return job.teacher if name == "teacher" else str(root / _place(job, name))
+
+
+def _place(job: Job, name: str) -> str:
+    """Where a student or a training lies in the job's directory."""
+    return f"{'trained' if name in job.train else 'students'}/{name}"
 
 
 def _recipe_sources(stage: GenerateStage) -> dict[str, Any]:

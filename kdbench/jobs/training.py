@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from kdbench import plugins
-from kdbench.config import StrictConfig, build
+from kdbench.config import StrictConfig, build, suggestion
 from kdbench.errors import ConfigError, DataError, NothingLeft, RunDirError, UsageError
 from kdbench.jsonl import read_samples
 from kdbench.models.weights import local_weights, weights_sha256
@@ -57,11 +57,13 @@ def train(
     config: Mapping[str, Any] | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    where: Mapping[str, Any] | None = None,
     limit: int | None = None,
 ) -> Path:
     """Train `student` by a trainer's name or file on finished generate runs; `out/model` holds it.
 
-    `config` are the trainer's settings; `limit` takes the first samples only. `resume` goes on from the
+    `config` are the trainer's settings; `where` takes only the samples whose fields have these values,
+    `limit` the first ones of them. `resume` goes on from the
     last checkpoint, if data, student, teacher, settings and the trainer's source are what they were.
     Raises UnknownPlugin, ConfigError, UsageError, RunDirError, DataError, NothingLeft, MissingExtra.
     """
@@ -74,12 +76,13 @@ def train(
             "name one with --teacher, or use black_box"
         )
     paths = [Path(data)] if isinstance(data, str | Path) else [Path(one) for one in data]
-    samples = _samples(paths, limit)
+    samples = list(islice(_chosen(_samples(paths), where or {}), limit))
     fingerprint = {
         "trainer": trainer.name,
         "trainer_source": trainer.source_sha256,
         "config": trainer.config.model_dump(mode="json"),
         "data_sha256": _data_sha256(paths),
+        "where": dict(where) if where else None,
         "limit": limit,
         "student_weights": weights_sha256(local_weights(student)),
         "teacher_weights": weights_sha256(local_weights(teacher))
@@ -130,8 +133,25 @@ def _load(method: str | Path, config: Mapping[str, Any]) -> _Trainer:
     )
 
 
-def _samples(runs: Sequence[Path], limit: int | None) -> list[Completion]:
-    """The completions of the runs, in order, `limit` at most. Raises RunDirError, DataError, NothingLeft."""
+def _chosen(samples: Sequence[Completion], where: Mapping[str, Any]) -> Sequence[Completion]:
+    """The samples whose fields have the values asked for. Raises ConfigError where none has them."""
+    for key, value in where.items():
+        fields = [json.loads(sample.fields) for sample in samples]
+        known = {name for found in fields for name in found}
+        if key not in known:
+            raise ConfigError(f"No sample has a field '{key}' to choose by{suggestion(key, known)}")
+        kept = [sample for sample, found in zip(samples, fields, strict=True) if found.get(key) == value]
+        if not kept:
+            present = sorted({json.dumps(found[key]) for found in fields if key in found})
+            raise ConfigError(
+                f"No sample has {key} = {json.dumps(value)}; there are {', '.join(present[:10])}"
+            )
+        samples = kept
+    return samples
+
+
+def _samples(runs: Sequence[Path]) -> list[Completion]:
+    """The completions of the runs, in order. Raises RunDirError, DataError, NothingLeft."""
     found: list[Completion] = []
     foreign = 0
     for path in runs:
@@ -145,7 +165,7 @@ def _samples(runs: Sequence[Path], limit: int | None) -> list[Completion]:
         log.warning("%d samples are no completions and are left out", foreign)
     if not found:
         raise NothingLeft(f"No completion to train on in {', '.join(map(str, runs))}; generate some first")
-    return list(islice(found, limit))
+    return found
 
 
 def _data_sha256(runs: Sequence[Path]) -> str | dict[str, str]:

@@ -18,13 +18,14 @@ from kdbench.reporting.scores_file import ModelEntry, Scores
 
 # What the sentence compares, in order of telling, and the phrase for it.
 _GAINS = {
+    "accuracy": "its share of right answers",
     "perplexity": "its perplexity on the teacher's text",
     "agreement_kl": "its divergence from the teacher",
     "agreement_top1": "its share of top tokens equal to the teacher's",
     "rules_all": "the share of its stories that keep all rules",
 }
 # By what the student to speak of is chosen: the first that was measured.
-_CHOOSE_BY = ("agreement_kl", "perplexity", "rules_all", "rouge_l")
+_CHOOSE_BY = ("accuracy", "agreement_kl", "perplexity", "rules_all", "rouge_l")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def _best_student(scores: Scores) -> ModelEntry | None:
         found = [(model, scores.find(model.name, metric)) for model in students]
         known = [(score.value, model) for model, score in found if score and score.value is not None]
         if known:
-            pick = max if metric in ("rules_all", "rouge_l") else min
+            pick = max if metric in ("accuracy", "rules_all", "rouge_l") else min
             return pick(known, key=lambda pair: pair[0])[1]
     return students[0] if students else None
 

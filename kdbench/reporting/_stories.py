@@ -12,6 +12,7 @@ from typing import Any
 
 from kdbench.errors import DataError
 from kdbench.evaluation import Generation, _generations
+from kdbench.evaluation.accuracy import is_right
 from kdbench.evaluation.story_rules import has_end, words_of
 from kdbench.jsonl import read_rejections, read_samples
 from kdbench.records import Completion, Rejection
@@ -37,6 +38,8 @@ def held_out_stories(run: Run, models: Sequence[ModelEntry], colors: Mapping[str
         "colors": [colors[name] for name in (REFERENCE, *columns)],
         "rows": rows,
         "total": len(samples),
+        # Questions with gold answers are judged as right or wrong, all others by the rules of stories.
+        "questions": any(sample.answer is not None for sample in samples),
     }
 
 
@@ -58,7 +61,7 @@ def _read_generations(run: Run) -> Mapping[str, Sequence[Generation]]:
 def _row(sample: Completion, made: Sequence[Generation | None]) -> dict[str, Any]:
     words = words_of(sample)
     reference = Generation(sample.id, sample.text, 0, "stop", 0.0)
-    cells = [_cell(one, words) for one in (reference, *made)]
+    cells = [_cell(one, words, sample) for one in (reference, *made)]
     shown = frozenset[str]().union(*(vocabulary(c["text"]) for c in cells if c))
     forms = sorted(shown & frozenset[str]().union(*map(inflections, words)))
     return {
@@ -66,15 +69,17 @@ def _row(sample: Completion, made: Sequence[Generation | None]) -> dict[str, Any
         "prompt": sample.prompt[-1].content,
         "words": list(words),
         "forms": forms,
+        "gold": sample.answer,
         "cells": cells,
     }
 
 
-def _cell(made: Generation | None, words: Sequence[str]) -> dict[str, Any] | None:
+def _cell(made: Generation | None, words: Sequence[str], sample: Completion) -> dict[str, Any] | None:
     if made is None:
         return None
     return {
         "text": made.text,
+        "right": is_right(sample, made.text),
         "missing": missing_words(made.text, words),
         "ends": has_end(made),
         "loops": has_loop(made.text),
@@ -116,12 +121,13 @@ def _fair(
 def _rejected_row(name: str, rejection: Rejection) -> dict[str, Any]:
     sample = rejection.sample
     text = sample.text if isinstance(sample, Completion) else ""
-    words = words_of(sample) if isinstance(sample, Completion) else ()
+    words = ", ".join(words_of(sample)) if isinstance(sample, Completion) else ""
+    prompt = sample.prompt[-1].content if isinstance(sample, Completion) else ""
     return {
         "run": name,
         "reason": rejection.reason,
         "detail": rejection.detail,
-        "words": list(words),
+        "about": words or prompt,
         "text": text,
     }
 

@@ -20,6 +20,8 @@ from kdbench.evaluation import Unit
 from kdbench.reporting.scores_file import ModelScore, Scores
 
 LABELS = {
+    "accuracy": "Right answers",
+    "answered": "Gives an answer",
     "perplexity": "Perplexity on teacher's text",
     "agreement_kl": "KL from the teacher",
     "agreement_top1": "Same top token as the teacher",
@@ -61,8 +63,20 @@ class Row:
 def rows(scores: Scores) -> list[Row]:
     """The table's rows: metrics that kdbench brings in the order of LABELS, then others as measured."""
     known = list(LABELS)
-    metrics = sorted(scores.metrics(), key=lambda m: known.index(m) if m in LABELS else len(known))
+    places = {metric: known.index(_family(metric)) for metric in scores.metrics() if _family(metric) in LABELS}
+    metrics = sorted(scores.metrics(), key=lambda metric: places.get(metric, len(known)))
     return [_row(scores, metric) for metric in metrics]
+
+
+def _family(metric: str) -> str:
+    """The metric that this one is a part of: accuracy_gcd stands below accuracy."""
+    return "accuracy" if metric.startswith("accuracy_") else metric
+
+
+def _label(metric: str) -> str:
+    if metric.startswith("accuracy_"):
+        return f"Right answers: {metric.removeprefix('accuracy_').replace('_', ' ')}"
+    return LABELS.get(metric, metric.replace("_", " ").capitalize())
 
 
 def _row(scores: Scores, metric: str) -> Row:
@@ -71,7 +85,7 @@ def _row(scores: Scores, metric: str) -> Row:
     best = scores.best(metric)
     return Row(
         metric=metric,
-        label=LABELS.get(metric, metric.replace("_", " ").capitalize()),
+        label=_label(metric),
         direction=_DIRECTIONS[known[0].higher_is_better],
         n=max(score.n for score in known),
         cells=tuple(Cell("–") if s is None else _cell(s, best=s.model in best) for s in found),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from kdbench.evaluation import (
     Subject,
     TokenScores,
     _metrics,
+    accuracy,
     agreement,
     perplexity,
     rouge_l,
@@ -119,7 +122,14 @@ def test_agreement_without_a_teacher_says_so():
 
 
 def test_all_metrics_are_found_and_say_what_they_need():
-    assert plugins.names("metrics") == ["agreement", "perplexity", "rouge_l", "speed", "story_rules"]
+    assert plugins.names("metrics") == [
+        "accuracy",
+        "agreement",
+        "perplexity",
+        "rouge_l",
+        "speed",
+        "story_rules",
+    ]
     chosen = _metrics.choose(None, {"rouge_l": {"stem": False}}, "smollm2")
     assert chosen["rouge_l"].config.stem is False
     assert chosen["agreement"].needs == {"logits", "teacher"}
@@ -135,3 +145,54 @@ def test_choosing_metrics_wrongly_is_one_sentence():
     with pytest.raises(UsageError, match="--teacher"):
         _metrics.choose(["agreement"], {}, None)
     assert "agreement" not in _metrics.choose(None, {}, None)
+
+
+def asked(answer, number=0, **fields):
+    return Completion(
+        id=f"q-{number}",
+        prompt=(Message(role="user", content="How many?"),),
+        completion=(Message(role="assistant", content=f"The answer is {answer}."),),
+        answer=answer,
+        fields=json.dumps(fields),
+    )
+
+
+def test_accuracy_reads_the_marked_answer_and_asks_the_question_s_verifier():
+    samples = [asked("1,200", i, verifier="numeric") for i in range(4)]
+    texts = [
+        "Let me see. The answer is $1200.",
+        "The answer is 1201.",
+        "It is 1200.",
+        "The answer is 1200.00",
+    ]
+    found = values(accuracy, subject([made(t) for t in texts], samples))
+    assert found["accuracy"].value == 0.5
+    assert found["answered"].value == 0.75
+    assert found["accuracy"].n == 4
+    assert found["accuracy"].low <= 0.5 <= found["accuracy"].high
+    assert set(found) == {"accuracy", "answered"}
+
+
+def test_accuracy_of_each_kind_where_there_are_several():
+    samples = [asked("2", 0, kind="sum"), asked("B", 1, kind="pick", verifier="choice", choices=["x", "y"])]
+    found = values(accuracy, subject([made("The answer is 2."), made("The answer is (A).")], samples))
+    assert (found["accuracy_sum"].value, found["accuracy_pick"].value) == (1.0, 0.0)
+
+
+def test_accuracy_of_programs_is_that_of_what_they_print():
+    samples = [asked("4", i, verifier="numeric") for i in range(3)]
+    texts = ["```python\nprint(2 + 2)\n```", "```python\nprint(5)\n```", "```python\nwhile True: pass\n```"]
+    found = values(
+        accuracy, subject([made(t) for t in texts], samples), read="program", limits={"seconds": 1}
+    )
+    assert found["accuracy"].value == pytest.approx(1 / 3)
+    assert found["answered"].value == pytest.approx(2 / 3)
+
+
+def test_accuracy_of_the_whole_text():
+    found = values(accuracy, subject([made(" 4 ")], [asked("4", verifier="numeric")]), read="text")
+    assert found["accuracy"].value == 1.0
+
+
+def test_accuracy_is_left_out_where_nothing_has_a_gold_answer(caplog):
+    assert values(accuracy, subject([made(GOOD)])) == {}

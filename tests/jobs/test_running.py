@@ -119,6 +119,10 @@ def test_every_shipped_job_and_profile_is_valid() -> None:
             ["train.black_box.student=prunned"],
             "train.black_box.student names 'prunned'. Did you mean 'pruned'?",
         ),
+        (
+            ["train.black_box.student=white_box"],  # stands below it
+            "train.black_box.student names 'white_box'",
+        ),
         (["evaluate.models=[teacher, white_bx]"], "evaluate.models names 'white_bx'"),
         (["evaluate.data=held"], "evaluate.data names 'held'"),
         (["generate.train.n=0"], "generate.train.n = 0"),
@@ -131,6 +135,35 @@ def test_a_job_that_makes_no_sense_is_refused(sets: list[str], says: str) -> Non
         load_job("tinystories", sets=sets)
 
 
+@pytest.mark.medium
+def test_a_training_may_go_on_from_another_one(tmp_path: Path) -> None:
+    teacher = byte_llama.save(tmp_path / "teacher", max_position_embeddings=2048)
+    path, out = job_file(tmp_path, teacher), tmp_path / "job"
+    sets = ["train.white_box.student=black_box"]
+    assert run(path, out, sets=sets) == ["made"] * 6
+    first = read_info(out / "trained" / "black_box")["weights_sha256"]
+    assert read_info(out / "trained" / "white_box")["student"]["weights_sha256"] == first
+    # What a stage stands on counts all the way down.
+    sets.append("train.black_box.config.steps=1")
+    assert run(path, out, sets=sets) == ["kept"] * 3 + ["made"] * 3
+
+
 def test_an_unknown_profile_gets_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"no profile 'quik'\. Did you mean 'quick'"):
         load_job("tinystories", "quik")
+
+
+def test_a_generation_may_read_what_one_above_it_wrote(tmp_path: Path) -> None:
+    job = load_job("prompt-erasing")
+    table = job.generate["train"].config_in(tmp_path)["strategy_table"]
+    assert table == f"{tmp_path}/data/measured/strategies.yaml"
+    assert job.generate["train"].reads() == ["measured"]
+    assert job.generate["measured"].reads() == []
+    with pytest.raises(
+        ConfigError, match=r"generate\.train\.config names 'mesured'. Did you mean 'measured'"
+    ):
+        load_job(
+            "prompt-erasing", sets=["generate.train.config.strategy_table=${data.mesured}/strategies.yaml"]
+        )
+    with pytest.raises(ConfigError, match="names 'heldout'"):  # stands below it
+        load_job("prompt-erasing", sets=["generate.train.config.strategy_table=${data.heldout}/x"])

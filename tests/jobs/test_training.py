@@ -168,3 +168,32 @@ def test_shipped_trainers(method, data, tmp_path):
     assert info["stats"]["validation_loss"] > 0
     assert info["weights_sha256"] != info["student"]["weights_sha256"]
     assert bool(info["teacher"]["weights_sha256"]) == (method == "white_box")
+
+
+def staged(folder, stages):
+    samples = [
+        s.model_copy(update={"fields": json.dumps({"stage": n})})
+        for s, n in zip(stories(4), stages, strict=True)
+    ]
+    return generated(folder / "staged", samples)
+
+
+def test_where_takes_the_samples_whose_fields_say_so(tmp_path, weights):
+    (tmp_path / "copy.py").write_text(OWN)
+    data = staged(tmp_path, [1, 2, 1, 1])
+    out = train(tmp_path / "copy.py", data=data, student=str(weights), out=tmp_path / "o", where={"stage": 1})
+    assert json.loads((out / "seen.json").read_text())[0] == 3
+    assert read_info(out)["fingerprint"]["where"] == {"stage": 1}
+    with pytest.raises(RunDirError, match="other where than when it began"):
+        train(tmp_path / "copy.py", data=data, student=str(weights), out=out, where={"stage": 2}, resume=True)
+
+
+def test_where_that_fits_nothing_says_what_there_is(tmp_path, weights):
+    (tmp_path / "copy.py").write_text(OWN)
+    data = staged(tmp_path, [1, 2, 1, 1])
+    asked = {"data": data, "student": str(weights), "out": tmp_path / "o"}
+    with pytest.raises(ConfigError, match=r"No sample has stage = 3; there are 1, 2"):
+        train(tmp_path / "copy.py", **asked, where={"stage": 3})
+    with pytest.raises(ConfigError, match=r"field 'stag' to choose by. Did you mean 'stage'"):
+        train(tmp_path / "copy.py", **asked, where={"stag": 1})
+    assert not (tmp_path / "o").exists()

@@ -23,6 +23,11 @@ function storyCell(cell, row) {
   if (!cell) return td;
   withMarks(td, cell.text, row.forms);
   const badges = element("div", "badges");
+  if (cell.right !== null) {
+    badges.append(badge(cell.right, cell.right ? "right" : "not " + row.gold));
+    td.append(badges);
+    return td;
+  }
   if (row.words.length) {
     badges.append(badge(!cell.missing.length, cell.missing.length ? "lacks " + cell.missing.join(", ") : "words"));
   }
@@ -32,8 +37,9 @@ function storyCell(cell, row) {
   return td;
 }
 
-function keepsRules(cell) {
-  return Boolean(cell) && !cell.missing.length && cell.ends && !cell.loops;
+function isFine(cell) {
+  if (!cell) return false;
+  return cell.right !== null ? cell.right : !cell.missing.length && cell.ends && !cell.loops;
 }
 
 function promptCell(row) {
@@ -125,15 +131,16 @@ function data(section) {
 }
 
 for (const section of document.querySelectorAll(".browser.stories")) {
-  const { columns, rows, roles, colors } = data(section);
+  const { columns, rows, roles, colors, questions } = data(section);
+  const [fine, faulty] = questions ? ["is right", "is wrong"] : ["keeps all rules", "breaks a rule"];
   const filters = [{ label: "All samples", test: () => true }];
   columns.forEach((name, i) => {
     if (i === 0) return;
-    filters.push({ label: name + " keeps all rules", test: (row) => keepsRules(row.cells[i]) });
-    filters.push({ label: name + " breaks a rule", test: (row) => !keepsRules(row.cells[i]) });
+    filters.push({ label: `${name} ${fine}`, test: (row) => isFine(row.cells[i]) });
+    filters.push({ label: `${name} ${faulty}`, test: (row) => !isFine(row.cells[i]) });
   });
   browser(section, rows, {
-    columns: [{ name: "Words" }, ...columns.map((name, i) => ({ name, color: colors[i] }))],
+    columns: [{ name: questions ? "Question" : "Words" }, ...columns.map((name, i) => ({ name, color: colors[i] }))],
     hidden: columns.flatMap((name, i) => (roles[i] === "teacher" ? [i + 1] : [])),
     toggles: true,
     filters,
@@ -149,17 +156,17 @@ for (const section of document.querySelectorAll(".browser.rejected")) {
     filters.push({ label: `${reason.replaceAll("_", " ")} (${n})`, test: (row) => row.reason === reason });
   }
   browser(section, rows, {
-    columns: [{ name: "Reason" }, { name: "Words" }, { name: "Text" }],
+    columns: [{ name: "Reason" }, { name: "About" }, { name: "Text" }],
     hidden: [],
     toggles: false,
     filters,
-    text: (row) => [row.reason, row.detail, row.words.join(" "), row.text].join("\n"),
+    text: (row) => [row.reason, row.detail, row.about, row.text].join("\n"),
     cells: (row) => {
       const why = element("td");
       why.append(element("span", "words", row.reason.replaceAll("_", " ")), element("span", "sub", row.detail));
-      const words = element("td", "", row.words.join(", "));
-      words.append(element("span", "sub", row.run));
-      return [why, words, element("td", "", row.text || "(no text was kept)")];
+      const about = element("td", "", row.about);
+      about.append(element("span", "sub", row.run));
+      return [why, about, element("td", "", row.text || "(no text was kept)")];
     },
   });
 }
