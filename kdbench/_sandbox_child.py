@@ -38,7 +38,6 @@ MODULES = tuple(
 # Some are not in every version of Python.
 _INNER_IMPORTS = (
     ("", "atexit"),
-    ("", "copy"),
     ("", "heapq"),
     ("", "weakref"),
     ("", "_pylong"),  # arithmetic on very long integers

@@ -132,10 +132,10 @@ async def _run(code: str, limits: Limits, folder: str) -> Ran:
     finally:
         await _end(process)
     output = out[:most_out].decode(errors="replace")
-    if len(out) > most_out or len(err) > most_err:
-        return Ran("output", output, f"more than {most_out} bytes written")
     if late or process.returncode == -signal.SIGXCPU:
         return Ran("timeout", output, f"not done after {limits.seconds:g} s")
+    if len(out) > most_out or len(err) > most_err:
+        return Ran("output", output, f"more than {most_out} bytes written")
     status, detail = _ending(process.returncode, bytes(err))
     return Ran(status, output, detail)
 
