@@ -252,9 +252,7 @@ class SeedTeacher:
         """
         return await self.each([messages] * n, sampling)
 
-    async def each(
-        self, requests: Sequence[Sequence[Message]], sampling: Sampling
-    ) -> list[Reply | Rejected]:
+    async def each(self, requests: Sequence[Sequence[Message]], sampling: Sampling) -> list[Reply | Rejected]:
         """One reply to each of several requests, asked for at once like `draws`, in their order."""
         tries = (self._draw(messages, sampling) for messages in requests)
         # All come home before the first failure is raised: none goes on unseen.

@@ -372,6 +372,26 @@ def test_draws_come_back_in_order_and_a_bad_one_leaves_the_others_alone(tmp_path
     assert [len(r["origin"]["calls"]) for r in rejected] == [5, 5]
 
 
+def test_different_requests_of_a_seed_are_asked_at_once_and_answered_in_their_order(tmp_path: Path) -> None:
+    async def three(seed: Seed, teachers: Teachers) -> list[Outcome]:
+        requests = [[user(word)] for word in ("one", "two", "three")]
+        found = await teachers["teacher"].each(requests, SAMPLING)
+        texts = ["cut" if isinstance(one, Rejected) else one.text for one in found]
+        return [Completion(prompt=(user("all"),), completion=(user(" ".join(texts)),))]
+
+    async def answer(request: Request, number: int) -> bytes:
+        await asyncio.sleep(0.01 * (3 - number))
+        text = request.messages[-1].content
+        return reply(text.upper(), "length" if text == "two" else "stop")
+
+    teacher = EchoTeacher(answer)
+    run = kdbench.generate(three, teacher=teacher, n=1, out=tmp_path / "r", max_candidates=1)
+    (sample,) = read_samples(run / "samples.jsonl")
+    assert isinstance(sample, Completion)
+    assert sample.text == "ONE cut THREE"
+    assert teacher.most_in_flight == 3
+
+
 def test_calls_in_flight_are_bounded_however_many_draws_a_seed_asks_for(tmp_path: Path) -> None:
     async def many(seed: Seed, teachers: Teachers) -> list[Outcome]:
         found = await teachers["teacher"].draws([user(f"{seed.index}")], SAMPLING, 20)

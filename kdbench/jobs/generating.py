@@ -362,10 +362,15 @@ class _Generation:
                 f"{self._run.path / 'rejected.jsonl'}, loosen the filters and use --reparse"
             )
         if tally.accepted < self._settings.n:
+            ended = self._recipe.rows is not None and tally.seeds < self._settings.candidates
+            more = (
+                "The recipe has no more of them"
+                if ended and not self._reparse
+                else "Raise --max-candidates and go on with --resume for more"
+            )
             log.warning(
-                "%d of %d samples: the %d seeds of this run are used up; the samples are kept. "
-                "Raise --max-candidates and go on with --resume for more",
-                tally.accepted, self._settings.n, tally.seeds,
+                "%d of %d samples: the %d seeds of this run are used up; the samples are kept. %s",
+                tally.accepted, self._settings.n, tally.seeds, more,
             )  # fmt: skip
 
     def _note(self) -> str:
