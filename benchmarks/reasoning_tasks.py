@@ -21,7 +21,6 @@ import kdbench
 from kdbench.asking import Teachers
 from kdbench.engine import Outcome, Seed
 from kdbench.errors import Rejected
-from kdbench.extraction import split_answer
 from kdbench.jsonl import read_rejections, read_samples
 from kdbench.provenance import machine, now
 from kdbench.questions import Question, Questions, QuestionSource
@@ -77,7 +76,7 @@ def recipe_for(demos: list[Question], sampling: Sampling) -> Callable[..., Any]:
         reply = await teachers["teacher"].chat([*shown, prompt], sampling)
         sample = Completion(prompt=(prompt,), completion=(reply.message,))
         try:
-            right = question.is_correct(split_answer(reply.text).answer)
+            right = question.is_correct(question.solution(reply.text, "The answer is").answer)
         except Rejected as exc:
             return [Rejection(reason=exc.reason, sample=sample)]
         return [sample if right else Rejection(reason="wrong_answer", sample=sample)]

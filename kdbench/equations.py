@@ -37,7 +37,7 @@ _SIDE = rf"{_OPERAND}(?:(?:\*\*|[-+*/]){_OPERAND})*+"
 _CHAIN = re.compile(rf"(?<![\w.)($€£])(?<![0-9],)(?=[-(0-9$€£.]){_SIDE}(?:={_SIDE})+")
 # Beside these a chain is part of something with an unknown: "a + 4 + 2 = 6", "4 + 2 = 3x". After a word a
 # dash is no minus, and a slash before a word begins a unit: "Cost - 5 * 3 = $15/hour".
-_UNKNOWN_BEFORE = re.compile(r"(?:[\w)][ \t]*[+*/]|(?:\b\w|\))[ \t]*-)[ \t]*\Z")
+_UNKNOWN_BEFORE = re.compile(r"(?:[\w)][ \t]*(?:\*\*|[+*/])|(?:\b\w|\))[ \t]*-)[ \t]*\Z")
 _UNKNOWN_AFTER = re.compile(r"[xyzn]\b|[ \t]*(?:[+*][ \t]*[\w(]|[-/][ \t]*(?:\w\b|\())")
 _NO_SIGN = re.compile(r"[\s$€£]|,(?=[0-9]{3}(?![0-9]))")
 _CALCULATES = re.compile(r"[0-9)%][-+*/]")

@@ -150,7 +150,7 @@ def _bare(answer: str) -> str:
     before = None
     while answer != before:
         before = answer
-        answer = answer.strip().rstrip(".").rstrip()
+        answer = answer.strip().rstrip(".")
         if wrapped := _WRAPPED.fullmatch(answer):
             answer = next(inner for inner in wrapped.group("a", "b", "c", "d", "e") if inner is not None)
     return answer

@@ -113,6 +113,11 @@ def test_an_unknown_task_or_setting_is_named_before_anything_is_asked() -> None:
         questions(task={"chain_sum": {"min_terms": 5, "max_terms": 2}})
 
 
+def test_a_task_that_names_no_gold_answer_has_none() -> None:
+    (found,) = questions(1, task={"rush_hour": {}})
+    assert found.answer is None
+
+
 def test_equal_questions_share_a_group_and_parts_never_meet() -> None:
     train = {q.group: q.text for q in questions(300, task=SUMS, part="train", seed=1)}
     held = {q.group: q.text for q in questions(300, task=SUMS, part="heldout", seed=2)}

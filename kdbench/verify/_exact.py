@@ -17,7 +17,7 @@ _ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\S)")
 
 def plain(answer: str) -> str:
     """The answer with typewriter quotes, dashes and spaces, and without LaTeX around words."""
-    return _LATEX_TEXT.sub(r"\1", answer.translate(_TYPED)).strip()
+    return _LATEX_TEXT.sub(r"\1", answer.translate(_TYPED))
 
 
 def read(answer: str) -> str:

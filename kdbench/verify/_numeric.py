@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from kdbench.verify._exact import DENIAL, plain
 
-_LATEX_SIGNS = re.compile(r"\\([$%])|\{(,)\}|\\[!,;:()\[\] ]")
+_LATEX_SIGNS = re.compile(r"\{(,)\}|\\[$%!,;:()\[\] ]")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _MINUS = re.compile(r"\b(?:minus|negative)\s+(?=[$€£¥₹\d.])", re.IGNORECASE)
 # Left unread, beside formulas: "2 dozen", "2 and a half", and "- 5", which may be -5 or an item of a list.
@@ -41,8 +41,8 @@ _PLACES = 12
 def read(answer: str) -> Fraction | None:
     """The one number that the answer says, once or several times; None if there is none or more."""
     text = re.sub(r"(?<=\d)\s*(?=\\[dt]?frac)", " ", plain(answer))
-    text = _LATEX_SIGNS.sub(lambda m: m[1] or m[2] or "", _LATEX_FRACTION.sub(r"\1/\2", text))
-    text = _MINUS.sub("-", re.sub(r"\\(?:times|cdot)", "×", text).strip().strip("*"))
+    text = _LATEX_SIGNS.sub(lambda m: m[1] or "", _LATEX_FRACTION.sub(r"\1/\2", text))
+    text = _MINUS.sub("-", re.sub(r"\\(?:times|cdot)", "×", text))
     if result := _RESULT.fullmatch(text):
         text = result[1]
     if _UNCLEAR.search(text) or DENIAL.search(text):
