@@ -105,7 +105,7 @@ def test_tasks_are_taken_in_turn_without_end_and_alike_every_time() -> None:
 
 
 def test_an_unknown_task_or_setting_is_named_before_anything_is_asked() -> None:
-    with pytest.raises(ConfigError, match="no task 'chainsum'. Did you mean 'chain_sum'"):
+    with pytest.raises(ConfigError, match=r"no task 'chainsum'\. Did you mean 'chain_sum'"):
         questions(task={"chainsum": {}})
     with pytest.raises(ConfigError, match=r"questions\.task\.chain_sum.*min_term"):
         questions(task={"chain_sum": {"min_term": 2}})

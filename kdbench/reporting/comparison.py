@@ -63,8 +63,9 @@ class Row:
 def rows(scores: Scores) -> list[Row]:
     """The table's rows: metrics that kdbench brings in the order of LABELS, then others as measured."""
     known = list(LABELS)
-    places = {metric: known.index(_family(metric)) for metric in scores.metrics() if _family(metric) in LABELS}
-    metrics = sorted(scores.metrics(), key=lambda metric: places.get(metric, len(known)))
+    measured = scores.metrics()
+    places = {metric: known.index(_family(metric)) for metric in measured if _family(metric) in LABELS}
+    metrics = sorted(measured, key=lambda metric: places.get(metric, len(known)))
     return [_row(scores, metric) for metric in metrics]
 
 

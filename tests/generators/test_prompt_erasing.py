@@ -358,8 +358,7 @@ def test_of_equal_strategies_the_simplest_is_best() -> None:
     }
     assert _strategies.simplest_best(scores) == "direct"
     assert (
-        _strategies.simplest_best({**scores, "explain_then_answer": Score.of(6, 10)})
-        == "explain_then_answer"
+        _strategies.simplest_best({**scores, "explain_then_answer": Score.of(6, 10)}) == "explain_then_answer"
     )
 
 
