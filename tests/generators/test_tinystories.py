@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 import kdbench
 from kdbench.config import build
 from kdbench.engine import Seed
-from kdbench.errors import ConfigError
+from kdbench.errors import ConfigError, Rejected
+from kdbench.evaluation.story_rules import words_of
 from kdbench.jsonl import read_rejections, read_samples
 from kdbench.prompts import Prompts
 from kdbench.records import Completion, Message, Rejection
@@ -318,6 +320,177 @@ def test_the_scripted_teacher_passes_whatever_is_asked(seed: int, config: Config
     drawn = Seed(0, random.Random(seed))
     outcomes = asyncio.run(tinystories.generate(drawn, {"teacher": Scripted()}, config, PROMPTS))  # type: ignore[arg-type]
     assert [type(o) for o in outcomes] == [Completion], outcomes
+
+
+SUMMARY = "A girl flies a kite, cannot get it back, and her father lends a hand."
+
+
+def instructed(
+    summary: str, *, seed: int = 0, reason: str = "stop", **config: Any
+) -> tuple[Completion | Rejection, list[str]]:
+    """The outcome of one seed whose teacher tells a good story and sums it up so, and what was asked."""
+    asked: list[str] = []
+
+    class Telling:
+        async def chat(self, messages: list[Message], sampling: Sampling) -> Reply:
+            asked.append(messages[-1].content)
+            if len(asked) == 1:
+                return Reply(tell(Request(tuple(messages), sampling)), "stop", Usage())
+            if reason == "length":
+                raise Rejected("truncated", "cut off after 96 tokens")
+            return Reply(summary, reason, Usage())
+
+    drawn = Seed(seed, random.Random(f"0/{seed}"))
+    built = build(Config, {"instruct": True, **config}, "recipe tinystories")
+    (outcome,) = asyncio.run(tinystories.generate(drawn, {"teacher": Telling()}, built, PROMPTS))  # type: ignore[arg-type]
+    return outcome, asked
+
+
+def with_summary() -> int:
+    """The first seed whose prompt has a summary."""
+    for seed in range(100):
+        rng = random.Random(f"0/{seed}")
+        if "Summary" in tinystories.draw_block(rng, tinystories.draw_plan(rng, Config())).parts:
+            return seed
+    raise AssertionError("no prompt has a summary")
+
+
+def test_an_instruct_prompt_says_what_the_story_must_have_and_nothing_else() -> None:
+    seen, places = set(), set()
+    for seed in range(200):
+        sample, asked = instructed(SUMMARY, seed=seed)
+        assert isinstance(sample, Completion), sample
+        fields = tinystories.InstructFields.model_validate_json(sample.fields)
+        lines = sample.prompt[0].content.splitlines()
+        said = {
+            "Summary": fields.summary,
+            "Features": ", ".join(fields.features),
+            "Words": ", ".join(fields.words),
+            "Random sentence": fields.random_sentence,
+        }
+        assert lines == [*(f"{part}: {said[part]}" for part in fields.parts), "Story:"]
+        assert [part for part in said if not said[part]] == [p for p in said if p not in fields.parts]
+        assert fields.words in ((), fields.story_words)
+        assert fields.features in ((), fields.story_features)
+        if fields.random_sentence is not None:
+            places.add(tinystories.sentences_of(sample.text).index(fields.random_sentence))
+        assert len(asked) == 1 + ("Summary" in fields.parts)
+        assert sample.teacher_prompt is not None
+        assert sample.teacher_prompt[-1].content == asked[0]
+        seen.add(fields.parts)
+    assert places == set(range(len(tinystories.sentences_of(GOOD))))
+    assert len(seen) > 40  # of the 64 orders of non-empty subsets of four parts
+
+
+def test_what_an_instruct_prompt_has_is_a_random_non_empty_subset() -> None:
+    for features, subsets in (((), 7), (("dialogue",), 15)):
+        plan = Plan(PLAN.words, features)
+        blocks = [tinystories.draw_block(random.Random(i), plan) for i in range(3000)]
+        counts = Counter(frozenset(block.parts) for block in blocks)
+        assert len(counts) == subsets
+        assert frozenset() not in counts
+        assert all(count > 0.7 * 3000 / subsets for count in counts.values())
+        assert features or not any("Features" in parts for parts in counts)
+
+
+def test_the_plain_variant_and_instruct_ask_for_the_same_stories() -> None:
+    for seed in range(20):
+        rng = random.Random(f"0/{seed}")
+        plan = tinystories.draw_plan(rng, Config())
+        assert instructed(SUMMARY, seed=seed)[1][0] == render(plan)
+
+
+@pytest.mark.parametrize("shown", ["Summary: {}", "**Summary:** {}", "Here is a summary:\n\n{}", "{}\n"])
+def test_a_summary_is_taken_without_its_label(shown: str) -> None:
+    sample, _ = instructed(shown.format(SUMMARY), seed=with_summary())
+    assert isinstance(sample, Completion)
+    assert f"Summary: {SUMMARY}\n" in f"{sample.prompt[0].content}\n"
+
+
+@pytest.mark.parametrize(
+    ("expected", "summary", "eased"),
+    [
+        ("summary_too_short", "The Windy Kite", {"min_summary_words": 3}),
+        ("summary_too_long", SUMMARY, {"max_summary_words": 20}),
+        ("summary_copied", "The {0} flew up and up until it was very small.", {"max_copied": 1.0}),
+        ("summary_loop", "She ran and ran and ran and ran and ran and ran.", None),
+        ("summary_other_language", "Ein Mädchen lässt ihren Drachen steigen, und ihr Vater hilft.", None),
+        ("no_summary", "I'm sorry, but I can't help with that.", None),
+    ],
+)
+def test_a_bad_summary_turns_the_story_down(
+    expected: str, summary: str, eased: dict[str, Any] | None
+) -> None:
+    seed = with_summary()
+    noun = tinystories.draw_plan(random.Random(f"0/{seed}"), Config()).words[0]
+    tight = {"max_summary_words": 10} if expected == "summary_too_long" else {}
+    outcome, _ = instructed(summary.format(noun), seed=seed, filters=tight)
+    assert isinstance(outcome, Rejection)
+    assert outcome.reason == expected
+    assert isinstance(outcome.sample, Completion)
+    if eased is not None:
+        assert isinstance(instructed(summary.format(noun), seed=seed, filters=eased)[0], Completion)
+
+
+def test_a_summary_that_is_cut_off_turns_the_story_down() -> None:
+    outcome, _ = instructed(SUMMARY, seed=with_summary(), reason="length")
+    assert isinstance(outcome, Rejection)
+    assert (outcome.reason, outcome.detail) == ("no_summary", "truncated: cut off after 96 tokens")
+
+
+def test_a_reparse_has_no_summary_for_a_story_that_the_filters_now_let_in(tmp_path: Path) -> None:
+    def answer(request: Request, number: int) -> bytes:
+        if request.messages[-1].content.startswith("Here is"):
+            return reply(SUMMARY)
+        return reply(GOOD if request.seed % 2 else tell(request))
+
+    for words in (True, False):
+        run = kdbench.generate(
+            "tinystories", teacher=EchoTeacher(answer), n=60, max_candidates=60, out=tmp_path / "r",
+            config={"instruct": True, "filters": {"require_words": words}}, reparse=not words,
+        )  # fmt: skip
+        reasons = Counter(r.reason for r in read_rejections(run / "rejected.jsonl"))
+        samples = list(read_samples(run / "samples.jsonl"))
+        assert set(reasons) == ({"missing_words"} if words else {"not_in_log"})
+        assert len(samples) + reasons.total() == 60
+    assert len(samples) > 30
+    assert all(isinstance(r.sample, Completion) for r in read_rejections(run / "rejected.jsonl"))
+
+
+@given(
+    st.lists(
+        st.sampled_from(["She ran. ", '"Come here!" he said. ', "Mr. Fox slept.\n\n", "so they", "Yes! "])
+    )
+)
+def test_sentences_stand_in_the_story_letter_for_letter_and_in_order(pieces: list[str]) -> None:
+    story = "".join(pieces)
+    place = 0
+    for sentence in tinystories.sentences_of(story):
+        place = story.index(sentence, place) + len(sentence)
+        assert sentence[-1] in ".!?"
+        assert "\n" not in sentence
+
+
+def test_what_is_a_sentence() -> None:
+    story = (
+        '"Come back!" she called, but Mr. Fox did not listen. "No!" Then he ran home. '
+        '"Is it you?" Tim asked.\n\nHe said, "I won." The end came soon.'
+    )
+    assert tinystories.sentences_of(story) == [
+        '"Come back!" she called, but Mr. Fox did not listen.',
+        "Then he ran home.",
+        '"Is it you?" Tim asked.',
+        'He said, "I won."',
+        "The end came soon.",
+    ]
+
+
+def test_the_rules_metric_holds_only_what_the_prompt_says_against_a_student() -> None:
+    for seed in range(30):
+        sample, _ = instructed(SUMMARY, seed=seed)
+        assert isinstance(sample, Completion)
+        named = "Words:" in sample.prompt[0].content
+        assert len(words_of(sample)) == (3 if named else 0)
 
 
 def test_changed_filters_are_told_apart_from_changed_requests() -> None:
