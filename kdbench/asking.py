@@ -52,21 +52,25 @@ class AskPolicy(StrictConfig):
 
 @dataclass(slots=True)
 class Trace:
-    """What one seed asked, in the order of asking, for the origin of its samples."""
+    """What one seed asked, in the order of asking, for the origin of its samples.
 
-    calls: list[str] = field(default_factory=list)
+    A call's place is its number and 0, or 1 for the longer try of a reply that was cut off: replies come
+    home in any order, and origins must not depend on it.
+    """
+
+    calls: dict[tuple[int, int], str] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
-    # By place in `calls`: replies come home in any order, and origins must not depend on it.
-    finish_reasons: dict[int, str] = field(default_factory=dict)
+    finish_reasons: dict[tuple[int, int], str] = field(default_factory=dict)
     # How often each request was made, over all roles: one teacher in two roles gives each draws of its own.
     asked: Counter[bytes] = field(default_factory=Counter)
+    begun: int = 0
 
     def origin(self, seed: int) -> Origin:
         """The origin of what this seed made so far."""
         last = max(self.finish_reasons, default=None)
         return Origin(
             seed=seed,
-            calls=tuple(self.calls),
+            calls=tuple(key for _, key in sorted(self.calls.items())),
             prompt_tokens=self.usage.prompt_tokens,
             completion_tokens=self.usage.completion_tokens,
             finish_reason="" if last is None else self.finish_reasons[last],
@@ -231,7 +235,11 @@ class SeedTeacher:
         Raises kdbench.errors.TeacherError if the teacher cannot answer and Rejected("truncated") if
         the reply is cut off and the policy rejects that. A recipe lets both pass.
         """
-        reply = await self._one(messages, sampling)
+        digest = request_digest(self._asker.teacher.identity, messages, sampling)
+        place, number = self._trace.begun, self._trace.asked[digest]
+        self._trace.begun += 1
+        self._trace.asked[digest] += 1
+        reply = await self._one(messages, sampling, (place, 0), number)
         if reply.finish_reason != "length":
             return reply
         self._asker.count_truncated()
@@ -239,7 +247,8 @@ class SeedTeacher:
             return reply
         if self._asker.policy.on_truncated == "retry":
             longer = sampling.model_copy(update={"max_tokens": 2 * sampling.max_tokens})
-            reply = await self._one(messages, longer)
+            # The draw keeps its number: which of several was cut off first is a matter of time.
+            reply = await self._one(messages, longer, (place, 1), number)
             if reply.finish_reason != "length":
                 return reply
         raise Rejected("truncated", f"cut off after {reply.usage.completion_tokens} tokens")
@@ -268,16 +277,16 @@ class SeedTeacher:
         except EmptyReply as exc:
             raise Rejected("empty_reply", str(exc)) from exc
 
-    async def _one(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
+    async def _one(
+        self, messages: Sequence[Message], sampling: Sampling, place: tuple[int, int], number: int
+    ) -> Reply:
+        """The reply to the `number`-th equal request of this seed."""
         digest = request_digest(self._asker.teacher.identity, messages, sampling)
-        place = len(self._trace.calls)
-        draw: Draw = 0  # greedy: there is but one answer
-        if sampling.temperature > 0:
-            draw = (self._job_seed, self._seed, self._trace.asked[digest])
-            self._trace.asked[digest] += 1
+        # A greedy request has but one answer.
+        draw: Draw = (self._job_seed, self._seed, number) if sampling.temperature > 0 else 0
         key = call_key(digest, draw)
         request = Request(tuple(messages), sampling, seed=int.from_bytes(key[:4], "big") >> 1)
-        self._trace.calls.append(key.hex())
+        self._trace.calls[place] = key.hex()
         reply = await self._asker.answer(key, self._seed, request, greedy=draw == 0)
         self._trace.usage += reply.usage
         self._trace.finish_reasons[place] = reply.finish_reason

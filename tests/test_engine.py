@@ -27,7 +27,7 @@ from kdbench.records import Completion, Rejection
 from kdbench.rundir import is_done, read_info
 from kdbench.teacher import Request, Sampling
 from tests.support.recipes import SAMPLING, chain, one_call, user
-from tests.support.teachers import EchoTeacher, reply
+from tests.support.teachers import Answer, EchoTeacher, reply
 
 
 def samples_bytes(run: Path) -> bytes:
@@ -390,6 +390,32 @@ def test_different_requests_of_a_seed_are_asked_at_once_and_answered_in_their_or
     assert isinstance(sample, Completion)
     assert sample.text == "ONE cut THREE"
     assert teacher.most_in_flight == 3
+
+
+def test_longer_tries_of_several_draws_do_not_depend_on_who_comes_home_first(tmp_path: Path) -> None:
+    async def four(seed: Seed, teachers: Teachers) -> list[Outcome]:
+        found = await teachers["teacher"].draws([user(f"say {seed.index}")], SAMPLING, 4)
+        return [
+            Completion(prompt=(user("q"),), completion=(r.message,))
+            for r in found
+            if not isinstance(r, Rejected)
+        ]
+
+    def answer_after(waits: list[float]) -> Answer:
+        async def answer(request: Request, number: int) -> bytes:
+            await asyncio.sleep(waits[number % 4])
+            cut = request.sampling.max_tokens == SAMPLING.max_tokens
+            return reply(f"{request.seed}", "length" if cut else "stop")
+
+        return answer
+
+    runs = [
+        kdbench.generate(
+            four, teacher=EchoTeacher(answer_after(waits)), n=8, out=tmp_path / str(i), on_truncated="retry"
+        )
+        for i, waits in enumerate(([0.0, 0.01, 0.02, 0.03], [0.03, 0.02, 0.01, 0.0]))
+    ]
+    assert samples_bytes(runs[0]) == samples_bytes(runs[1])
 
 
 def test_calls_in_flight_are_bounded_however_many_draws_a_seed_asks_for(tmp_path: Path) -> None:

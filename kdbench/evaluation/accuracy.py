@@ -22,6 +22,7 @@ from kdbench.errors import Rejected
 from kdbench.evaluation import Score, Subject
 from kdbench.evaluation._bootstrap import estimate
 from kdbench.extraction import code_block
+from kdbench.loops import run_async
 from kdbench.questions import Question, QuestionFields
 from kdbench.records import Completion
 from kdbench.sandbox import Limits, run_python
@@ -55,7 +56,7 @@ def measure(subject: Subject, config: Config) -> list[Score]:
     if not asked:
         log.info("Metric accuracy is left out: no held-out sample has a gold answer")
         return []
-    answers = asyncio.run(_read_all(asked, config))
+    answers = run_async(_read_all(asked, config))
     right: dict[str, list[float]] = defaultdict(list)
     for (question, _), answer in zip(asked, answers, strict=True):
         right[question.kind].append(float(answer is not None and question.is_correct(answer)))

@@ -30,12 +30,12 @@ from kdbench.calls import FILE_NAME, CallLog
 from kdbench.config import StrictConfig, build, canonical_hash
 from kdbench.engine import Outcome, Seed, SeedRunner, Settled, make_seeds, run_seeds
 from kdbench.errors import NothingLeft, RunDirError, UsageError
-from kdbench.jobs._loops import run_async
 from kdbench.jobs._recipes import LoadedRecipe, RecipeFunction, load_recipe
 from kdbench.jobs._tables import write_parquet
 from kdbench.jobs._teachers import TeacherSpec, connect_roles, spec_text
 from kdbench.jsonl import JsonlWriter
 from kdbench.ledger import Ledger, LimitReached, Prices
+from kdbench.loops import run_async
 from kdbench.pool import Rounds
 from kdbench.progress import DRAW_EVERY, Meter, log
 from kdbench.records import Rejection

@@ -13,10 +13,10 @@ from typing import Any
 
 from kdbench.config import build
 from kdbench.engine import make_seeds
-from kdbench.jobs._loops import run_async
 from kdbench.jobs._playing import play
 from kdbench.jobs._recipes import RecipeFunction, load_recipe
 from kdbench.jobs.generating import GenerateSettings
+from kdbench.loops import run_async
 from kdbench.records import Message
 from kdbench.teacher import Sampling, Usage
 

@@ -23,10 +23,10 @@ from kdbench import plugins
 from kdbench.engine import make_seeds
 from kdbench.errors import UsageError
 from kdbench.jobs._describing import REQUIRED, Key, commented_yaml, keys_of
-from kdbench.jobs._loops import run_async
 from kdbench.jobs._playing import Played, Said, Scripted, play
 from kdbench.jobs._recipes import LoadedRecipe, load_recipe
 from kdbench.jobs._teachers import connect_roles
+from kdbench.loops import run_async
 from kdbench.questions import Question, QuestionSource
 from kdbench.records import Completion, Rejection
 from kdbench.teacher import Sampling, Teacher

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import numpy as np
@@ -187,6 +188,13 @@ def test_accuracy_of_programs_is_that_of_what_they_print():
     )
     assert found["accuracy"].value == pytest.approx(1 / 3)
     assert found["answered"].value == pytest.approx(2 / 3)
+
+
+def test_accuracy_is_measured_inside_a_notebook_s_event_loop_too():
+    async def cell():
+        return values(accuracy, subject([made("The answer is 4.")], [asked("4", verifier="numeric")]))
+
+    assert asyncio.run(cell())["accuracy"].value == 1.0
 
 
 def test_accuracy_of_the_whole_text():
