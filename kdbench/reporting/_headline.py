@@ -141,6 +141,7 @@ def _tiles(
     scores: Scores, student: ModelEntry, before: ModelEntry | None, teacher: ModelEntry | None
 ) -> Iterable[Tile]:
     wanted = {
+        "accuracy": "Right answers",
         "parameters": "Parameters",
         "tokens_per_second": "Speed",
         "perplexity": "Perplexity",

@@ -44,7 +44,8 @@ function isFine(cell) {
 
 function promptCell(row) {
   const td = element("td");
-  td.append(element("span", "words", row.words.join(", ") || row.prompt));
+  const words = row.words.join(", ");
+  td.append(element("span", words ? "words" : "question", words || row.prompt));
   const id = element("span", "sub", row.id);
   id.title = row.prompt;
   td.append(id);
