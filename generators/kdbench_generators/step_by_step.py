@@ -146,6 +146,11 @@ def conversation(question: Question, config: Config, prompts: Prompts) -> tuple[
     return (*turns(choose(config.demonstrations, question, config.shots), ask, say), ask(question))
 
 
+def weight_of(view: ViewName, alpha: float) -> float:
+    """The factor of a task's loss, so scaled that both are 1 at alpha 0.5."""
+    return 2 * (alpha if view == "label" else 1 - alpha)
+
+
 @dataclass(frozen=True, slots=True)
 class Writer:
     """Makes the samples of one question."""
@@ -167,7 +172,7 @@ class Writer:
             teacher_prompt=self.asked,
             answer=self.question.answer,
             group=self.question.group,
-            weight=2 * (config.alpha if view == "label" else 1 - config.alpha),
+            weight=weight_of(view, config.alpha),
             fields=Fields(**QuestionFields.of(self.question), view=view, correct=correct).model_dump_json(),
             origin=origin_of(self.seed, self.reply),
         )

@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdbench.config import build
@@ -84,6 +84,7 @@ def _number_parts(text: str) -> list[str]:
     return re.split(r"(\d+(?:\.\d+)?)", text)
 
 
+@settings(deadline=None)
 @given(EXPRESSIONS, st.integers(0, 2**31 - 1))
 def test_every_order_of_steps_is_true_and_leads_to_the_value(expression: str, seed: int) -> None:
     text = ask(f"Calculate {expression}.", seed)
@@ -103,6 +104,7 @@ def test_every_order_of_steps_is_true_and_leads_to_the_value(expression: str, se
     assert find_fault(text, f"Calculate {expression}.") is None
 
 
+@settings(deadline=None)
 @given(EXPRESSIONS, st.integers(0, 2**31 - 1))
 def test_a_reply_that_errs_has_a_wrong_result_and_one_false_equation(expression: str, seed: int) -> None:
     right, wrong = (ask(f"Calculate {expression}.", seed, error_rate=rate) for rate in (0, 1))
@@ -173,7 +175,7 @@ def test_without_a_problem_it_does_not_know(text: str) -> None:
 
 def test_only_the_last_message_is_a_problem() -> None:
     turns = [("user", "1 + 1 ="), ("assistant", "2"), ("user", "20 + 3 =")]
-    messages = tuple(Message(role=role, content=text) for role, text in turns)  # type: ignore[arg-type]
+    messages = tuple(Message(role=role, content=text) for role, text in turns)
     assert "The answer is 23" in read_reply(raw(Request(messages, FREE))).text.replace(
         "So the", "The"
     ).replace("Therefore, the", "The")
@@ -209,6 +211,11 @@ def test_a_reply_stays_as_it_is_at_any_rate_at_which_it_is_right() -> None:
     right = [[a == b for a, b in zip(perfect, texts, strict=True)] for texts in (some, more)]
     assert sum(right[0]) > sum(right[1]) > 40
     assert all(a or not b for a, b in zip(*right, strict=True)), "what is right at 0.6 is right at 0.2"
+
+
+def test_a_slip_that_is_undone_or_divides_by_nothing_is_made_elsewhere() -> None:
+    assert "0" not in answers(100, "(3 + 4) * 0 =", error_rate=1)
+    assert "20" not in answers(100, "10 / (3 - 2) * 2 =", error_rate=1)
 
 
 def test_it_forgets_the_marker_at_its_rate() -> None:
