@@ -158,10 +158,9 @@ def main() -> None:
     runs = [*given.read, *(ask(spec, given.questions, given.draws, given.out) for spec in given.teachers)]
     spec = machine()
     print("# Labels without gold answers\n")
-    print("Written by `benchmarks/voting_study.py`. Sums of three one-digit numbers, four examples shown, ")
-    print(
-        "temperature 0.7. In brackets: 95 % bootstrap intervals, over questions, for kept paths over paths.\n"
-    )
+    print("Written by `benchmarks/voting_study.py`. Sums of three one-digit numbers, four examples shown,")
+    print("temperature 0.7. In brackets: 95 % bootstrap intervals over questions.\n")
+    print("The oracle is a scripted teacher that errs at the rate in its name; its errors seldom agree.\n")
     print(f"{now()[:10]}, {spec['cores']} cores, {spec['cpu']}.\n")
     for run in runs:
         print(tables(run))
