@@ -7,7 +7,8 @@
 
 A recipe says that it works in rounds by a function `round_size(config)`; its `generate` then takes a
 `pool`. No seed of a round begins before the round before it is settled, so that the output does not
-depend on concurrency.
+depend on concurrency. What a failing seed would have added is missing from the pool: when a resumed run
+brings it home after all, the rounds behind it see another pool and ask anew.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from kdbench.errors import TemplateError
+from kdbench.provenance import folder_sha256
 from kdbench.records import Message
 
 SHARED = "shared"
@@ -33,6 +34,7 @@ class Prompts:
 
     def __init__(self, name: str, override: Path | None = None, beside: Path | None = None) -> None:
         self.name = name
+        self.is_overridden = override is not None
         places = [
             (name, override and override / name),
             (name, beside),
@@ -94,6 +96,11 @@ class Prompts:
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
                 found.setdefault(f"{shown}/{path.name}", digest)
         return dict(sorted(found.items()))
+
+
+def shipped_sha256() -> str:
+    """One hash over all templates that come with kdbench."""
+    return folder_sha256(_shipped(), ["**/*.j2"])
 
 
 def _shipped() -> Path:

@@ -8,7 +8,8 @@
                 verifier="reasoning_gym", group="2f6a90c1d3b7", entry='{"question": ...}')
 
 Equal questions share a `group`, so that no split parts them. `part` divides all questions by a hash of
-their text: what is in "heldout" is never in "train", whatever the seeds and however small the task.
+their text: with the same `heldout_share`, what is in "heldout" is never in "train", whatever the seeds and
+however small the task.
 """
 
 from __future__ import annotations

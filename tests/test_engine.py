@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -416,6 +417,20 @@ def test_longer_tries_of_several_draws_do_not_depend_on_who_comes_home_first(tmp
         for i, waits in enumerate(([0.0, 0.01, 0.02, 0.03], [0.03, 0.02, 0.01, 0.0]))
     ]
     assert samples_bytes(runs[0]) == samples_bytes(runs[1])
+
+
+def test_a_draw_that_was_never_made_is_no_bad_draw_in_a_replay(tmp_path: Path) -> None:
+    async def three(seed: Seed, teachers: Teachers) -> list[Outcome]:
+        found = await teachers["teacher"].draws([user(f"say {seed.index}")], SAMPLING, 3)
+        return [Completion(prompt=(user("q"),), completion=(user(f"{len(found)}"),))]
+
+    run = kdbench.generate(three, teacher=EchoTeacher(), n=2, out=tmp_path / "r", max_candidates=2)
+    with sqlite3.connect(run / "calls.sqlite") as log:  # as after an interruption
+        log.execute("DELETE FROM calls WHERE key = (SELECT key FROM calls WHERE seed = 1 LIMIT 1)")
+    log.close()
+    kdbench.generate(three, teacher=EchoTeacher(), n=2, out=run, max_candidates=2, reparse=True)
+    assert [r.reason for r in read_rejections(run / "rejected.jsonl")] == ["not_in_log"]
+    assert len(list(read_samples(run / "samples.jsonl"))) == 1
 
 
 def test_calls_in_flight_are_bounded_however_many_draws_a_seed_asks_for(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ would say next. Kim & Rush take the teacher's most likely sequence, found by bea
 gives samples, so here it is the greedy reply (`temperature: 0`, one sample) or the best of several draws:
 the longest, the one most like all others (minimum Bayes risk, with ROUGE-L for the gain), the correct
 ones, or those a judge likes. With `scorer: none` and `keep: all` it is the response step of LaMini-LM
-(arXiv 2304.14402) and of any instruction data: refused and empty replies are dropped, all others kept.
+(arXiv 2304.14402) and of any instruction data: refused, empty and looping replies
+are dropped, all others kept, if `own_words` is false: as it is, what repeats the prompt or is in another
+language goes too, which tasks of translating, rewriting and extracting cannot do without.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from kdbench.asking import origin_of
+from kdbench.asking import NotInLog, origin_of
 from kdbench.config import StrictConfig
 from kdbench.errors import EmptyReply, Rejected
 from kdbench.prompts import Prompts
@@ -227,6 +229,8 @@ async def judge(
         ask = prompts.user("judge", prompt=prompt.content, response=draw.text, gold=question.answer)
         try:
             verdict = await ask_structured(teacher, [ask], Verdict, config.judge_sampling, prompts)
+        except NotInLog:
+            raise  # a replay that met a call never made says nothing of the draw
         except (Rejected, EmptyReply) as exc:
             draw.fault = "unscored", f"the judge: {exc}"
             continue

@@ -78,7 +78,10 @@ FormatName = Literal["few_shot_cot", "few_shot_direct", "zero_shot_cot", "zero_s
 
 
 class Filters(StrictConfig):
-    """Which paths are kept; a change here costs no new call and renames no sample."""
+    """Which paths are kept; a change here costs no new call and renames no sample.
+
+    Save for questions without a gold answer: those that need one are turned down before they are asked.
+    """
 
     keep: Literal["gold", "majority", "all"] = Field(
         "gold", description="paths to the gold answer, to the answer most draws agree on, or any"

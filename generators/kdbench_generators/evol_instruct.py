@@ -263,7 +263,7 @@ def parent_of(turn: Turn, pool: Pool, prompts: Prompts) -> Parent:
 
 
 _PREAMBLE = re.compile(
-    r"(?:(?:sure|certainly|of course|okay)\b[^\n]{0,160}[!.:]"
+    r"(?:(?:sure|certainly)\b[^\n]{0,160}[!.:]|(?:of course|okay)\b[^\n]{0,160}[!:]"
     r"|here(?:'s| is)\b[^\n]{0,100}\b(?:instruction|prompt|version)\b[^\n]{0,60}:)[ \t*]*\n\s*",
     re.IGNORECASE,
 )
@@ -306,7 +306,7 @@ async def judge(
     return verdict_of(reply.text) if isinstance(reply, Reply) else None
 
 
-_VERDICT = re.compile(r"\b(?:(not\s+(?:\w+\s+)?equal|unequal)|equal)\b", re.IGNORECASE)
+_VERDICT = re.compile(r"((?:\bnot|n['’]t)\s+(?:\w+\s+)?equal\b|\bunequal\b)|\bequal\b", re.IGNORECASE)
 
 
 def verdict_of(text: str) -> Literal["equal", "not equal"] | None:

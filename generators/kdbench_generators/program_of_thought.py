@@ -153,7 +153,10 @@ print(arrival - departure)""",
 
 
 class Filters(StrictConfig):
-    """Which programs are kept; a change here costs no new call and renames no sample."""
+    """Which programs are kept; a change here costs no new call and renames no sample.
+
+    Save for questions without a gold answer: those that need one are turned down before they are asked.
+    """
 
     keep: Literal["gold", "majority", "all"] = Field(
         "gold",

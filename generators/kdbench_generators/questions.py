@@ -6,7 +6,7 @@
 
 What a generation keeps is what its teacher could do: students compared on that look better than they
 are. Here every question is kept. `template` and `system` name the templates that the training data's
-students see, such as chain_of_thought/solve, so that both sets ask alike.
+students see, such as chain_of_thought/zero_shot_cot, so that both sets ask alike.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from kdbench.config import StrictConfig, suggestion
-from kdbench.errors import Rejected, TemplateError
+from kdbench.config import StrictConfig, canonical_hash, suggestion
+from kdbench.errors import Rejected, TemplateError, UsageError
 from kdbench.prompts import Prompts
 from kdbench.questions import Question, QuestionFields, Questions, QuestionSource
 from kdbench.records import Completion, Message
@@ -54,7 +54,7 @@ class Rows:
 
     def __init__(self, config: Config) -> None:
         self._questions = Questions(config.questions)
-        used = {name: template_sha256(name) for name in (config.template, config.system) if name}
+        used = {name: templates_sha256(name) for name in (config.template, config.system) if name}
         self.fingerprint = {**self._questions.fingerprint, "templates": used}
 
     def __iter__(self) -> Iterator[Question]:
@@ -66,8 +66,10 @@ def rows(config: Config) -> Rows:
     return Rows(config)
 
 
-async def generate(seed: Seed, config: Config) -> list[Completion]:
-    """The question and its gold answer as one sample."""
+async def generate(seed: Seed, config: Config, prompts: Prompts) -> list[Completion]:
+    """The question and its gold answer as one sample. Raises kdbench.errors.UsageError with --prompts."""
+    if prompts.is_overridden:
+        raise UsageError("questions borrows the templates of other recipes as shipped; leave out --prompts")
     question: Question = seed.row
     if question.answer is None:
         raise Rejected("no_gold", "a held-out question needs a gold answer")
@@ -90,13 +92,13 @@ def _render(template: str, question: Question, values: dict[str, Any]) -> str:
     return _prompts(recipe).render(name, question=question, **values)
 
 
-def template_sha256(template: str) -> str:
-    """The hash of a template's source. Raises kdbench.errors.TemplateError where there is none."""
+def templates_sha256(template: str) -> str:
+    """One hash of a template and all it may include. Raises kdbench.errors.TemplateError."""
     recipe, _ = PurePosixPath(template).parts
     known = _prompts(recipe).hashes()
     if f"{template}.j2" not in known:
         raise TemplateError(f"No template {template}{suggestion(f'{template}.j2', known)}")
-    return known[f"{template}.j2"]
+    return canonical_hash(known)
 
 
 @lru_cache(maxsize=8)

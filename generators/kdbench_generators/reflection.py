@@ -77,7 +77,7 @@ _HEADING = re.compile(
     r"^[ \t>#*_\d.)]*(?P<name>reflection|correct(?:ed)? solution)[ \t*_]*(?::[ \t*_]*|$)",
     re.IGNORECASE | re.MULTILINE,
 )
-# Talk of an answer that was given, but not "the final answer is given by ..." or "the given answer choices".
+# Talk of an answer that was given, but not "the answer given by adding ..." or "the given answer choices".
 _LEAK = re.compile(
     r"""
       \b(?:given|provided|supplied|stated|real|actual|true|known|expected|official|reference)\s

@@ -16,7 +16,8 @@ instruction must not be like any seed task or any instruction accepted before it
 for no kind, and takes one instance each.
 
 Unlike the paper: chat models, so prompts in our words and no presence penalty; new seed tasks; a threshold
-that is met turns down (the code lets exactly 0.7 pass); instructions keep their capitals (the code lowers
+that is met turns down (the code lets exactly 0.7 pass); of contradicting instances only those with the same
+input are dropped (the code drops all of the instruction); instructions keep their capitals (the code lowers
 them); refusals and loops are turned down.
 
 All calls for an instruction are made before it is judged, unless it is an exact copy, so that `--reparse`

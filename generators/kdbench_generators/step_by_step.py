@@ -58,7 +58,10 @@ ViewName = Literal["label", "rationale"]
 
 
 class Filters(StrictConfig):
-    """Which pairs are kept; a change here costs no new call and renames no sample."""
+    """Which pairs are kept; a change here costs no new call and renames no sample.
+
+    Save for questions without a gold answer: those that need one are turned down before they are asked.
+    """
 
     keep: Literal["all", "gold"] = Field("all", description="all pairs, or those whose teacher was right")
 

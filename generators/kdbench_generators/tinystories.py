@@ -83,7 +83,10 @@ EXAMPLE_WORDS = ("frog", "hop", "wet")  # what example_story.j2 and example_shor
 
 
 class Filters(StrictConfig):
-    """What a story must be to be kept; a change here costs no new call and renames no sample."""
+    """What a story must be to be kept; a change here costs no new call and renames no sample.
+
+    Save with `draws` above 1 and with `instruct`: a further try, or a summary, is asked for as they decide.
+    """
 
     require_words: bool = Field(True, description="all three words, in any inflection")
     min_words: int = Field(40, ge=1, description="words in a story at least")

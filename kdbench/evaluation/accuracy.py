@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from kdbench.config import StrictConfig
-from kdbench.errors import Rejected
+from kdbench.errors import DataError, Rejected
 from kdbench.evaluation import Score, Subject
 from kdbench.evaluation._bootstrap import estimate
 from kdbench.extraction import code_block
@@ -70,13 +70,16 @@ def measure(subject: Subject, config: Config) -> list[Score]:
 
 
 def question_of(sample: Completion) -> Question | None:
-    """The question a sample's answer is judged by; None where it has no gold answer."""
+    """The question a sample's answer is judged by; None where it has no gold answer. Raises DataError."""
     if sample.answer is None:
         return None
     try:
         fields = QuestionFields.model_validate_json(sample.fields)
-    except ValidationError:
-        fields = QuestionFields()
+    except ValidationError as exc:
+        where = ".".join(map(str, exc.errors()[0]["loc"]))
+        raise DataError(
+            f"Sample '{sample.id}' has an unreadable '{where}' in its fields; mend or remove it"
+        ) from exc
     return Question(
         text=sample.prompt[-1].content,
         answer=sample.answer,

@@ -47,7 +47,7 @@ KIND = "generate"
 
 
 class GenerateSettings(AskPolicy):
-    """How a generation is driven; none of it changes what a seed gives, except `seed`."""
+    """How a generation is driven; none of it changes what a seed gives, except `seed` and `on_truncated`."""
 
     n: int = Field(ge=1, description="accepted samples wanted")
     seed: int = Field(0, ge=0, description="job seed: another seed, other samples")

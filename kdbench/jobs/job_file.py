@@ -180,6 +180,8 @@ def _check_names(job: Job) -> None:
         ]
         begun[name] = training
     uses.append(("evaluate.data", job.evaluate.data, job.generate))
+    if twice := sorted(({"teacher", *job.students} & set(job.train)) | ({"teacher"} & set(job.students))):
+        raise ConfigError(f"Job {job.name}: two models are named '{twice[0]}'; give each its own name")
     known = {"teacher": None, **job.students, **job.train}
     uses += [("evaluate.models", model, known) for model in job.evaluate.models]
     for key, used, made in uses:

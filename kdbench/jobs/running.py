@@ -33,8 +33,8 @@ from kdbench.jobs.job_file import GenerateStage, Job, load_job
 from kdbench.jobs.report_job import report
 from kdbench.jobs.student_job import make_student
 from kdbench.jobs.training import train
-from kdbench.prompts import Prompts
-from kdbench.provenance import folder_sha256
+from kdbench.prompts import shipped_sha256
+from kdbench.provenance import file_sha256, folder_sha256
 from kdbench.rundir import is_done
 
 log = logging.getLogger("kdbench")
@@ -202,7 +202,20 @@ def _place(job: Job, name: str) -> str:
 
 
 def _recipe_sources(stage: GenerateStage) -> dict[str, Any]:
-    return {**_sources("generators", stage.recipe), "templates": Prompts(stage.recipe).hashes()}
+    return {
+        **_sources("generators", stage.recipe),
+        "templates": shipped_sha256(),  # of all recipes: `questions` borrows those of others
+        "files": dict(_files(stage.config)),
+    }
+
+
+def _files(value: Any) -> Iterator[tuple[str, str]]:
+    """Each file that a config names, with its sha256: the same name with other content is another input."""
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _files(one)
+    elif isinstance(value, str) and Path(value).is_file():
+        yield value, file_sha256(Path(value))
 
 
 def _sources(group: str, name: str) -> dict[str, Any]:

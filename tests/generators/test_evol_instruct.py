@@ -454,3 +454,23 @@ def test_bad_settings_are_named() -> None:
         config(rounds=0)
     with pytest.raises(ConfigError, match="needs exactly one of task, file and dataset"):
         config(questions={})
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("They aren't equal.", "not equal"),
+        ("They are not quite equal", "not equal"),
+        ("Equal.", "equal"),
+        ("unequal", "not equal"),
+        ("Hm", None),
+    ],
+)
+def test_a_verdict_is_read_as_it_is_meant(text: str, verdict: str | None) -> None:
+    assert evol_instruct.verdict_of(text) == verdict
+
+
+def test_an_instruction_that_opens_in_a_chatty_way_keeps_its_first_line() -> None:
+    text = "Okay, so write a haiku about it.\nThen explain it."
+    assert evol_instruct.instruction_of(text) == text
+    assert evol_instruct.instruction_of("Okay, here is one:\nWrite a haiku.") == "Write a haiku."

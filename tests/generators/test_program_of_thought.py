@@ -129,7 +129,9 @@ def test_a_choice_is_printed_by_its_letter() -> None:
     assert reasons([other]) == ["wrong_answer"]
 
 
-@pytest.mark.parametrize("program", ['print("```")', "print('a')\nprint('``` ````')", "print(1)"])
+@pytest.mark.parametrize(
+    "program", ["print('''\n```\n''')", "print('```')\nprint('''\n````\n''')", "print(1)"]
+)
 def test_a_program_comes_whole_out_of_its_fence(program: str) -> None:
     assert code_block(fenced(program)) == program
 
@@ -268,6 +270,17 @@ def test_hostile_programs_are_turned_down_and_the_run_goes_on(tmp_path: Path) ->
     assert found == HOSTILE
     assert (tmp_path / "secret").read_text() == "-4"
     assert not (tmp_path / "written").exists()
+
+
+def test_limits_are_what_the_filters_say() -> None:
+    programs = (
+        "import time\ntime.sleep(1)\nprint(-4)",
+        "print(-4)" + "\nprint()" * 9,
+        "'x' * 10**8\nprint(-4)",
+    )
+    tight = {"limits": {"seconds": 0.5, "output_bytes": 8, "memory_mb": 64}}
+    assert reasons(run_of(*programs, filters=tight)) == ["timed_out", "too_much_output", "too_much_memory"]
+    assert reasons(run_of(*programs)) == [""] * 3
 
 
 # What is kept.

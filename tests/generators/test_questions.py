@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import kdbench
-from kdbench.errors import ConfigError, NothingLeft, TemplateError
+from kdbench.errors import ConfigError, NothingLeft, TemplateError, UsageError
 from kdbench.jsonl import read_rejections, read_samples
 from tests.support.teachers import ScriptTeacher
 
@@ -56,3 +56,14 @@ def test_questions_without_a_readable_gold_answer_are_turned_down(tmp_path: Path
         run(tmp_path, {"questions": {"file": str(path), "verifier": "numeric"}})
     reasons = [r.reason for r in read_rejections(tmp_path / "run" / "rejected.jsonl")]
     assert reasons == ["no_gold", "gold_unreadable"]
+
+
+def test_templates_of_one_s_own_are_refused_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "shared").mkdir(parents=True)
+    (tmp_path / "mine" / "shared" / "question.j2").write_text("MINE {{ question.text }}")
+    teacher = ScriptTeacher(lambda request: "never asked")
+    with pytest.raises(UsageError, match="leave out --prompts"):
+        kdbench.generate(
+            "questions", teacher=teacher, n=1, out=tmp_path / "run", config={"questions": TASK},
+            prompts=tmp_path / "mine",
+        )  # fmt: skip

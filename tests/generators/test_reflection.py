@@ -237,6 +237,7 @@ LEAKS = (
 NO_LEAKS = (
     "Of the given answer choices the last fits: 20 + 40 = 60.",
     "The final answer is given by 20 + 40 = 60.",
+    "It is the answer given by adding the tens.",
     "We are given 20 and 40, and their sum is 60.",
     "We are told that there are 20 and 40. The right sum is 60.",
     "Tom gave the answer to his teacher: 20 + 40 = 60.",

@@ -123,6 +123,7 @@ def test_every_shipped_job_and_profile_is_valid() -> None:
             ["train.black_box.student=white_box"],  # stands below it
             "train.black_box.student names 'white_box'",
         ),
+        (["students.white_box={data: train, config: {}}"], "two models are named 'white_box'"),
         (["evaluate.models=[teacher, white_bx]"], "evaluate.models names 'white_bx'"),
         (["evaluate.data=held"], "evaluate.data names 'held'"),
         (["generate.train.n=0"], "generate.train.n = 0"),
@@ -167,3 +168,18 @@ def test_a_generation_may_read_what_one_above_it_wrote(tmp_path: Path) -> None:
         )
     with pytest.raises(ConfigError, match="names 'heldout'"):  # stands below it
         load_job("prompt-erasing", sets=["generate.train.config.strategy_table=${data.heldout}/x"])
+
+
+def test_a_file_of_questions_with_other_content_makes_its_stage_anew(tmp_path: Path) -> None:
+    from kdbench.jobs.running import _stages
+
+    questions = tmp_path / "q.jsonl"
+    sets = [f"generate.train.config.questions={{file: {questions}, verifier: numeric}}"]
+    keys = []
+    for text in ('{"question": "1 + 1?", "answer": "2"}\n', '{"question": "9 + 9?", "answer": "18"}\n'):
+        questions.write_text(text)
+        keys.append([stage.key for stage in _stages(load_job("chain-of-thought", sets=sets), tmp_path)])
+    train, heldout = 0, 1
+    assert keys[0][train] != keys[1][train]
+    assert keys[0][heldout] == keys[1][heldout]
+    assert keys[0][-1] != keys[1][-1]  # the evaluation stands on it
