@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,8 @@ import pyarrow.parquet as pq
 from kdbench.errors import StorageError
 from kdbench.records import arrow_schema
 
-BLOCK = 4 * 2**20  # bytes of JSON read at once; a longer line makes its own block longer
+BLOCK = 2**19  # bytes of JSON read at once, of which some are read ahead; a longer line needs a longer block
+ROWS = 5_000  # in a row group, at least
 
 
 def write_parquet(source: Path, target: Path, *, rejections: bool = False) -> None:
@@ -28,20 +30,31 @@ def write_parquet(source: Path, target: Path, *, rejections: bool = False) -> No
         lines, schema = pa.schema([*words, *own]), pa.schema([*words, *schema])
     try:
         with pq.ParquetWriter(target, schema) as writer:
-            for batch in _batches(source, lines):
-                writer.write_batch(_flat(batch, schema) if rejections else batch)
+            for table in _row_groups(_batches(source, lines), lines):
+                writer.write_table(_flat(table, schema) if rejections else table)
     except OSError as exc:
         raise StorageError(
             f"Cannot write {target}: {exc.strerror or exc}; free some room and go on with --resume"
         ) from exc
 
 
-def _batches(source: Path, schema: pa.Schema) -> pj.JSONStreamingReader | list[pa.RecordBatch]:
+def _row_groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(one.num_rows for one in waiting) >= ROWS:
+            yield pa.Table.from_batches(waiting, schema=schema)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting, schema=schema)
+
+
+def _batches(source: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     with open(source, "rb") as file:
         longest = max(map(len, file), default=0)
     if longest == 0:
-        return []  # the reader refuses an empty file
-    return pj.open_json(
+        return  # the reader refuses an empty file
+    yield from pj.open_json(
         source,
         # A line must not be cut by more than one border between blocks.
         read_options=pj.ReadOptions(block_size=max(BLOCK, 2 * longest)),
@@ -49,10 +62,10 @@ def _batches(source: Path, schema: pa.Schema) -> pj.JSONStreamingReader | list[p
     )
 
 
-def _flat(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+def _flat(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Rejections with the columns of their samples; id and origin are the rejection's own."""
     own = {"reason", "detail", "id", "origin"}
     columns = [
-        batch[name] if name in own else pc.struct_field(batch["sample"], name) for name in schema.names
+        table[name] if name in own else pc.struct_field(table["sample"], name) for name in schema.names
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+    return pa.Table.from_arrays(columns, schema=schema)
