@@ -10,6 +10,7 @@ Which runs a page shows stands in docs/recipes/runs.yaml; they lie in runs/recip
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import re
 import sys
@@ -66,6 +67,14 @@ class PageRun:
             return self.teacher
         return ", ".join(f"{role} {spec}" for role, spec in self.teacher.items())
 
+    def teachers(self) -> Any:
+        """What generate is given: specs, or the teachers of a test case for `case:NAME`."""
+        if not self.teacher_text.startswith("case:"):
+            return self.teacher
+        sys.path.insert(0, str(ROOT))
+        case = importlib.import_module(f"tests.generators.cases.{self.teacher_text.removeprefix('case:')}")
+        return case.teachers()
+
     def made(self) -> bool:
         """Whether the run came to an end, be it with nothing kept."""
         if not (self.path / "run.json").is_file():
@@ -92,7 +101,7 @@ class PageRun:
         try:
             kdbench.generate(
                 self.recipe,
-                teacher=self.teacher,
+                teacher=self.teachers(),
                 n=ENOUGH,
                 max_candidates=self.max_candidates,
                 out=self.path,

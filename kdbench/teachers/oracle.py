@@ -5,11 +5,17 @@
     or:     5 + 3 = 8.
             8 - 9 = -1.
             So the answer is -1.
+    told to begin its steps with "Step 1:" and so on:
+            Step 1: 5 - 9 = -4.
+            Step 2: -4 + 3 = -1.
+            The answer is -1.
 
 It works out the last arithmetic expression (numbers, + - * /, brackets) in the last user message; one
 that stands there solved ("5 - 9 = -4") is passed over. Each draw takes another order of the steps, all
-of them valid, and another wording. A request for a Python program gets one in a fenced block; one for the
-answer alone gets that; one without arithmetic is told that it does not know.
+of them valid, and another wording. It keeps to a form that it is told to keep to: steps that are labelled,
+facts under "Recall:", reasons under "Reason:", the answer straight away. A request for a Python program
+gets one in a fenced block; one for the answer alone gets that; one without arithmetic is told that it does
+not know.
 
 `error_rate` is the share of replies with a wrong result: one step slips and the others follow from it. The
 slip is drawn anew each time, so wrong answers seldom agree. Equal requests with equal seeds get equal
@@ -33,7 +39,7 @@ from kdbench.teacher import Capability, Request, Sampling, Usage, chat_completio
 from kdbench.teachers._arithmetic import Node, Slip, Step, find_problem, solve, written
 
 SCHEMES = ("oracle",)
-VERSION = 1  # goes up with every change of what it says
+VERSION = 2  # goes up with every change of what it says
 DONT_KNOW = "I see no arithmetic problem here, so this is beyond me."
 
 _PROGRAM = re.compile(r"\bpython\b", re.IGNORECASE)
@@ -45,6 +51,8 @@ _ANSWER_ALONE = re.compile(
     r"|\banswer\b[^.\n]{0,20}\b(?:alone|only)\b",
     re.IGNORECASE,
 )
+_STRAIGHT_AWAY = re.compile(r"\bstraight away\b", re.IGNORECASE)
+_FACTS = "Factors are multiplied before terms are added, and the terms of a sum may come in any order."
 _STARTS = ("First, ", "Then ", "Next, ", "After that, ", "Now ", "From there, ")
 _ENDINGS = ("The answer is {}.", "So the answer is {}.", "Therefore, the answer is {}.")
 
@@ -112,7 +120,7 @@ class OracleTeacher:
             return _as_program(steps)
         if _ANSWER_ALONE.search(asked) and not _STEPS.search(asked):
             return written(steps[-1].result.value)
-        return _as_text(steps, rng, marked=not forgets)
+        return _in_form(asked, steps, marked=not forgets) or _as_text(steps, rng, marked=not forgets)
 
 
 @lru_cache(maxsize=256)
@@ -134,6 +142,21 @@ def _work_out(problem: Node, rng: random.Random, *, errs: bool) -> list[Step]:
             return wrong
     # A slip that is undone by a factor 0, or divides by one, is made at the last step instead.
     return solve(problem, random.Random(order), Slip(last, by))  # noqa: S311
+
+
+def _in_form(asked: str, steps: Sequence[Step], *, marked: bool) -> str:
+    """The steps in the form that the request asks for, "" where it asks for none that is known here."""
+    lines = list[str]()
+    if '"Recall:"' in asked:
+        lines.append(f"Recall: {_FACTS}")
+    if '"Reason:"' in asked:
+        lines.append(f"Reason: {' '.join(f'{step.equation}.' for step in steps)}")
+    if '"Step 1:"' in asked:
+        lines += [f"Step {number}: {step.equation}." for number, step in enumerate(steps, start=1)]
+    if not lines and not _STRAIGHT_AWAY.search(asked):
+        return ""
+    result = written(steps[-1].result.value)
+    return "\n".join([*lines, f"The answer is {result}." if marked else f"{result}."])
 
 
 def _as_text(steps: Sequence[Step], rng: random.Random, *, marked: bool) -> str:

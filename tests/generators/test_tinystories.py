@@ -104,6 +104,23 @@ def test_features_are_a_random_subset_no_larger_than_asked() -> None:
     )
 
 
+def test_features_may_be_narrowed_and_a_name_that_is_none_is_said() -> None:
+    named = build(Config, {"features": ["conflict", "dialogue", "conflict"]}, "config")
+    drawn = {tinystories.draw_plan(random.Random(i), named).features for i in range(100)}
+    assert drawn == {(), ("dialogue",), ("conflict",), ("dialogue", "conflict")}
+    with pytest.raises(ConfigError, match="there is no feature 'romance'; there are dialogue, plot twist"):
+        build(Config, {"features": ["romance"]}, "config")
+
+
+def test_all_features_named_are_the_stories_of_none_named() -> None:
+    all_of_them = Config(features=tuple(reversed(tinystories.FEATURES)))
+    assert (
+        all_of_them == build(Config, {"features": list(reversed(tinystories.FEATURES))}, "config") == Config()
+    )
+    assert all_of_them.model_dump(mode="json") == Config().model_dump(mode="json")
+    assert "features" not in Config().model_dump(mode="json")
+
+
 def test_the_vocabulary_is_as_large_as_said_and_each_word_is_in_one_list() -> None:
     lists = tinystories.vocabulary()
     assert {part: len(lists[part]) for part in PARTS} == {"noun": 800, "verb": 400, "adjective": 300}

@@ -1,7 +1,9 @@
-"""docs/results/tinystories.md, from finished demo jobs: every figure is read out of their files.
+"""A page of docs/results/ from finished jobs: every figure is read out of their files.
 
 make demo demo-full
-python benchmarks/tinystories_results.py runs/tinystories runs/tinystories-full > docs/results/tinystories.md
+python benchmarks/job_results.py runs/tinystories runs/tinystories-full > docs/results/tinystories.md
+kdbench run chain-of-thought
+python benchmarks/job_results.py runs/chain-of-thought > docs/results/chain-of-thought.md
 """
 
 from __future__ import annotations
@@ -19,9 +21,12 @@ from kdbench.rundir import read_info
 
 def main() -> None:
     """Print the page for the job directories named."""
-    print("# TinyStories: what the demo job gives\n")
-    print("Written by `benchmarks/tinystories_results.py` from the jobs' own files.\n")
-    for job in map(Path, sys.argv[1:]):
+    jobs = [Path(name) for name in sys.argv[1:]]
+    if not jobs:
+        sys.exit("Name the directories of finished jobs: python benchmarks/job_results.py runs/JOB ...")
+    print(f"# What the job `{jobs[0].name}` gives\n")
+    print("Written by `benchmarks/job_results.py` from the jobs' own files.\n")
+    for job in jobs:
         print("\n".join(section(job)))
 
 
@@ -50,12 +55,13 @@ def section(job: Path) -> Iterator[str]:
 
 
 def generation(name: str, stats: dict[str, Any]) -> str:
-    """One row: how many stories were asked for and what became of them."""
+    """One row: how many samples were asked for and what became of them."""
     asked = stats["accepted"] + stats["rejected"]
     reasons = ", ".join(f"{reason} {count}" for reason, count in stats["reasons"].items())
+    rejected = f"; rejected: {reasons}" if reasons else ""
     return (
-        f"| generate {name} | {stats['accepted']} of {asked} stories accepted "
-        f"({stats['accepted'] / asked:.0%}); rejected: {reasons} | {stats['seconds']:,.0f} |"
+        f"| generate {name} | {stats['accepted']} of {asked} samples accepted "
+        f"({stats['accepted'] / asked:.0%}){rejected} | {stats['seconds']:,.0f} |"
     )
 
 
@@ -71,7 +77,7 @@ def comparison(scores: Scores) -> Iterator[str]:
         ]
         yield f"| {row.label}{arrow} (n = {row.n}) |" + "".join(f" {cell} |" for cell in cells)
     yield f"\nSettings: `{json.dumps(scores.settings)}`."
-    yield "In brackets: 95 % bootstrap intervals over stories.\n"
+    yield "In brackets: 95 % bootstrap intervals over samples.\n"
 
 
 if __name__ == "__main__":
