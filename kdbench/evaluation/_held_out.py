@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kdbench.errors import DataError, UsageError
 from kdbench.evaluation import TokenScores
-from kdbench.losses.divergences import log_probabilities, with_gradient
+from kdbench.losses.divergences import Divergence, log_probabilities, with_gradient
 from kdbench.models.chat import prompt_ids
 from kdbench.records import Completion
 
@@ -137,7 +137,7 @@ def _score_rows(
     if logits.shape[-1] > real:
         log_q = log_probabilities(logits[:, :real])
     log_p = log_probabilities(theirs[:, :real])
-    kl, _ = with_gradient("forward_kl", log_q, log_p)
+    kl, _ = with_gradient(Divergence("forward_kl"), log_q, log_p)
     return [nll, kl.double().sum().item(), float((log_q.argmax(-1) == log_p.argmax(-1)).sum())]
 
 

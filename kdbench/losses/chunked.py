@@ -1,6 +1,6 @@
 """Losses from hidden states, a few hundred rows at a time: the logits of a batch never exist.
 
-    sums = distillation_loss(student_hidden, student_head, teacher_hidden, teacher_head, targets)
+    sums = distillation_loss(student_hidden, student_head, signal, targets)
     (sums.loss / targets.numel()).backward()
 
 Rows are the positions that bear loss, gathered by the caller: N rows instead of batch x length.
@@ -13,25 +13,35 @@ The idea is Liger Kernel's fused linear cross-entropy (Hsu et al. 2024, arXiv:24
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdbench.losses.divergences import Divergence, log_probabilities, with_gradient
+from kdbench.losses.divergences import Divergence, log_probabilities
+from kdbench.losses.heads import Head, product_dtype
+from kdbench.losses.signals import Signal, at_least_float32
 
 CHUNK_ROWS = 256  # 50 MB of float32 logits at a vocabulary of 49,152
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """(1 - ce_weight) * divergence + ce_weight * cross-entropy; see `divergences` for the rest."""
+    """(1 - ce_weight) * divergence + ce_weight * cross-entropy, both sides softened by `temperature`.
 
-    divergence: Divergence = "forward_kl"
+    Raises ValueError for a number out of range.
+    """
+
+    divergence: Divergence = field(default_factory=Divergence)
     temperature: float = 1.0
-    beta: float = 0.5
     ce_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature}")
+        if not 0 <= self.ce_weight <= 1:
+            raise ValueError(f"ce_weight must be from 0 to 1, not {self.ce_weight}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +56,19 @@ class LossSums:
     cross_entropy: Tensor
 
 
-# What a chunk is scored by: (rows, logits [n, V]) -> (sums [3] as in LossSums, gradient [n, V]).
+# What a chunk is scored by: (rows, logits [n, V]) -> (rows [3, n] as in LossSums, gradient [n, V]).
 _Score = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 
 
 def cross_entropy_loss(
     hidden: Tensor,
-    head: Tensor,
+    head: Head,
     targets: Tensor,
     *,
     weights: Tensor | None = None,
     chunk_rows: int = CHUNK_ROWS,
 ) -> LossSums:
-    """Negative log-likelihood of `targets` [N] under softmax(hidden [N, H] @ head [V, H].T), in nats.
+    """Negative log-likelihood of `targets` [N] under softmax(head.logits(hidden [N, H])), in nats.
 
     `weights` [N] multiply the rows' losses (default 1). The gradient is computed in the forward pass
     and can be asked for once, to first order.
@@ -66,18 +76,15 @@ def cross_entropy_loss(
 
     def score(rows: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = _cross_entropy(log_probabilities(logits), targets[rows])
-        value, gradient = _weigh(weights, rows, value, gradient)
-        total = value.sum()
-        return torch.stack([total, torch.full_like(total, torch.nan), total]), gradient
+        return torch.stack([value, torch.full_like(value, torch.nan), value]), gradient
 
-    return _run(hidden, head, score, chunk_rows)
+    return _run(hidden, head, score, weights, chunk_rows)
 
 
 def distillation_loss(
-    student_hidden: Tensor,
-    student_head: Tensor,
-    teacher_hidden: Tensor,
-    teacher_head: Tensor,
+    hidden: Tensor,
+    head: Head,
+    signal: Signal,
     targets: Tensor,
     *,
     objective: Objective | None = None,
@@ -86,49 +93,40 @@ def distillation_loss(
 ) -> LossSums:
     """Word-level distillation (Kim & Rush 2016, eq. 5) on N loss-bearing rows.
 
-    student_hidden [N, H], student_head [V, H], teacher_hidden [N, H'], teacher_head [V', H'],
-    targets [N] (used for the cross-entropy part and its report), weights [N]. Heads padded to
-    different sizes over the same tokenizer must be cut to its real size first (`real_rows`).
-    The teacher gets no gradient. Raises ValueError where V differs from V'.
+    The student's `hidden` [N, H] and `head` [V, H]; the teacher's `signal` of N rows over the same V
+    tokens; `targets` [N] (used for the cross-entropy part and its report), `weights` [N]. Heads padded
+    to different sizes over the same tokenizer must be cut to its real size first (`Head.cut`).
+    The teacher gets no gradient. Raises ValueError where vocabularies or numbers of rows differ.
     """
-    if student_head.shape[0] != teacher_head.shape[0]:
+    if head.vocabulary != signal.vocabulary:
         raise ValueError(
-            f"student head has {student_head.shape[0]} rows and teacher head {teacher_head.shape[0]}; "
-            "cut both to the tokenizer's size with real_rows()"
+            f"the student's head has {head.vocabulary} rows and the teacher's vocabulary {signal.vocabulary}"
+            "; cut both to the tokenizer's size with Head.cut()"
         )
+    if len(signal) != hidden.shape[0]:
+        raise ValueError(f"{hidden.shape[0]} rows of the student and {len(signal)} of the teacher")
     what = objective or Objective()
 
     def score(rows: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
-        teacher_logits = _logits(teacher_hidden[rows], teacher_head)
-        value, gradient = _scored(what, logits, teacher_logits, targets[rows])
-        value, gradient = _weigh(weights, rows, value, gradient)
-        return value.sum(-1), gradient
+        return _scored(what, logits, signal, rows, targets[rows])
 
-    return _run(student_hidden, student_head, score, chunk_rows)
-
-
-def real_rows(head: Tensor, vocabulary: int) -> Tensor:
-    """The head [V, H] without the rows that pad it beyond the tokenizer's `vocabulary`."""
-    return head if head.shape[0] == vocabulary else head[:vocabulary]
+    return _run(hidden, head, score, weights, chunk_rows)
 
 
 def _scored(
-    what: Objective, logits: Tensor, teacher_logits: Tensor, targets: Tensor
+    what: Objective, logits: Tensor, signal: Signal, rows: slice, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Rows [3, n] of loss, divergence and cross-entropy, and the loss's gradient [n, V]."""
     heat = what.temperature
-    student = log_probabilities(logits, heat)
-    teacher = log_probabilities(teacher_logits, heat)
-    divergence, gradient = with_gradient(what.divergence, student, teacher, what.beta)
+    divergence, gradient = signal.compare(rows, logits, what.divergence, heat)
     divergence = divergence * heat**2
-    # d/d logits of T^2 D(logits / T) is T times the gradient at the softened logits.
-    gradient = gradient if (scale := heat * (1 - what.ce_weight)) == 1 else gradient * scale
-    plain = student if heat == 1 else log_probabilities(logits)
+    gradient = gradient if (scale := heat**2 * (1 - what.ce_weight)) == 1 else gradient.mul_(scale)
     if what.ce_weight > 0:
-        entropy, ce_gradient = _cross_entropy(plain, targets)
+        entropy, ce_gradient = _cross_entropy(log_probabilities(logits), targets)
         gradient = gradient.add_(ce_gradient, alpha=what.ce_weight)
-    else:
-        entropy = -plain.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    else:  # for the report alone: nothing as wide as the vocabulary is written
+        picked = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        entropy = logits.to(at_least_float32(logits.dtype)).logsumexp(-1) - picked
     loss = (1 - what.ce_weight) * divergence + what.ce_weight * entropy
     return torch.stack([loss, divergence, entropy]), gradient
 
@@ -142,27 +140,19 @@ def _cross_entropy(student: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return value, gradient
 
 
-def _weigh(weights: Tensor | None, rows: slice, value: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    if weights is None:
-        return value, gradient
-    return value * weights[rows], gradient * weights[rows].unsqueeze(-1)
-
-
-def _run(hidden: Tensor, head: Tensor, score: _Score, chunk_rows: int) -> LossSums:
+def _run(hidden: Tensor, head: Head, score: _Score, weights: Tensor | None, chunk_rows: int) -> LossSums:
+    weight = head.weight
     if not torch.is_grad_enabled():  # a Function is told what requires a gradient, not whether one is taken
-        hidden, head = hidden.detach(), head.detach()
-    loss, divergence, cross_entropy = _OneShot.apply(hidden, head, score, chunk_rows)  # type: ignore[no-untyped-call]
+        hidden, weight = hidden.detach(), weight.detach()
+
+    def weighed(rows: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = score(rows, logits)
+        if weights is not None:
+            value, gradient = value * weights[rows], gradient.mul_(weights[rows].unsqueeze(-1))
+        return value.sum(-1), gradient
+
+    loss, divergence, cross_entropy = _OneShot.apply(hidden, weight, head, weighed, chunk_rows)  # type: ignore[no-untyped-call]
     return LossSums(loss, divergence, cross_entropy)
-
-
-def _product_dtype(tensor: Tensor) -> torch.dtype:
-    kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
-
-
-def _logits(hidden: Tensor, head: Tensor) -> Tensor:
-    dtype = _product_dtype(head)
-    return hidden.to(dtype) @ head.to(dtype).T
 
 
 class _OneShot(torch.autograd.Function):
@@ -170,19 +160,20 @@ class _OneShot(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, score: _Score, chunk_rows: int
+        ctx: Any, hidden: Tensor, head_weight: Tensor, head: Head, score: _Score, chunk_rows: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
-        weight = head.to(_product_dtype(head))  # once, not once per chunk
+        weight = head_weight.to(product_dtype(head_weight))  # once, not once per chunk
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_head = torch.zeros_like(head) if wants_head else None
+        grad_head = torch.zeros_like(head_weight) if wants_head else None
         sums: Tensor | None = None
         for start in range(0, hidden.shape[0], chunk_rows):
             rows = slice(start, start + chunk_rows)
             part = hidden[rows].to(weight.dtype)
-            chunk, gradient = score(rows, part @ weight.T)
+            logits = head.finish(part @ weight.T)
+            chunk, gradient = score(rows, logits)
             sums = chunk if sums is None else sums + chunk
-            gradient = gradient.to(weight.dtype)
+            gradient = head.unfinish(gradient, logits).to(weight.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = gradient @ weight
             if grad_head is not None:
@@ -202,7 +193,7 @@ class _OneShot(torch.autograd.Function):
         for gradient in (grad_hidden, grad_head):
             if gradient is not None:
                 gradient.mul_(grad_loss.to(gradient.dtype))
-        return grad_hidden, grad_head, None, None
+        return grad_hidden, grad_head, None, None, None
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -48,12 +48,13 @@ class Sampled:
     """One reply. `ids` are the sampled tokens without the end token or stop string; "stop" says one came.
 
     `text` is `ids` decoded; where a stop string begins inside a token it also holds that token's
-    part before it.
+    part before it. `end` is the end token, None where none was sampled.
     """
 
     ids: tuple[int, ...]
     text: str
     finish_reason: Literal["stop", "length"]
+    end: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -225,7 +226,7 @@ class BatchSampler:
     def _reply(self, row: _Row) -> Sampled | None:
         """The reply of a row that has ended, else None."""
         if row.last in self.ends:
-            return self._sampled(row.ids[:-1], "stop")
+            return replace(self._sampled(row.ids[:-1], "stop"), end=row.last)
         if row.job.sampling.stop and (found := self._stopped(row)):
             return found
         if len(row.ids) >= row.limit:

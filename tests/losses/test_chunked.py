@@ -1,4 +1,4 @@
-"""The chunked losses against a float64 computation that holds all logits at once."""
+"""The chunked losses against a float64 computation that holds all logits at once, by every route."""
 
 from __future__ import annotations
 
@@ -6,141 +6,222 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kdbench.losses.chunked import Objective, cross_entropy_loss, distillation_loss, real_rows  # noqa: E402
-from kdbench.losses.divergences import per_token  # noqa: E402
+from kdbench.losses.chunked import Objective, cross_entropy_loss, distillation_loss  # noqa: E402
+from kdbench.losses.divergences import Divergence, per_token  # noqa: E402
+from kdbench.losses.heads import Head  # noqa: E402
+from kdbench.losses.signals import HiddenStates, Logits, top_k  # noqa: E402
 
 pytestmark = pytest.mark.medium
 
 ROWS, VOCABULARY, HIDDEN, TEACHER_HIDDEN = 13, 31, 7, 9
+HEADS = [{}, {"scale": 0.3}, {"cap": 2.5}, {"scale": 1.7, "cap": 4.0}]
+DIVERGENCES = [
+    Divergence("forward_kl"),
+    Divergence("reverse_kl"),
+    Divergence("jsd", beta=0.3),
+    Divergence("jsd", beta=0.3, normalized=True),
+    Divergence("skew_kl"),
+    Divergence("skew_reverse_kl"),
+    Divergence("total_variation"),
+]
 
 
-@pytest.fixture
-def parts():
-    generator = torch.Generator().manual_seed(0)
+class Parts:
+    """A student's and a teacher's rows in float64."""
 
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    def __init__(self, student=None, teacher=None):
+        generator = torch.Generator().manual_seed(0)
 
-    return {
-        "student_hidden": draw(ROWS, HIDDEN).requires_grad_(),
-        "student_head": draw(VOCABULARY, HIDDEN).requires_grad_(),
-        "teacher_hidden": draw(ROWS, TEACHER_HIDDEN),
-        "teacher_head": draw(VOCABULARY, TEACHER_HIDDEN),
-        "targets": torch.randint(VOCABULARY, (ROWS,), generator=generator),
-    }
+        def draw(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        self.hidden = draw(ROWS, HIDDEN).requires_grad_()
+        self.weight = draw(VOCABULARY, HIDDEN).requires_grad_()
+        self.head = Head(self.weight, **(student or {}))
+        self.signal = HiddenStates(
+            draw(ROWS, TEACHER_HIDDEN), Head(draw(VOCABULARY, TEACHER_HIDDEN), **(teacher or {}))
+        )
+        self.targets = torch.randint(VOCABULARY, (ROWS,), generator=generator)
+        self.weights = torch.linspace(0.5, 2, ROWS, dtype=torch.float64)
+
+    def dense(self, head=None, hidden=None):
+        """Logits as the definition has them."""
+        head, hidden = head or self.head, self.hidden if hidden is None else hidden
+        logits = head.scale * (hidden @ head.weight.T)
+        return logits if head.cap is None else head.cap * torch.tanh(logits / head.cap)
+
+    @property
+    def teacher_logits(self):
+        return self.dense(self.signal.head, self.signal.hidden)
+
+    def naive(self, objective):
+        student = self.dense()
+        divergence = per_token(
+            objective.divergence, student, self.teacher_logits, temperature=objective.temperature
+        )
+        entropy = torch.nn.functional.cross_entropy(student, self.targets, reduction="none")
+        mixed = (1 - objective.ce_weight) * divergence + objective.ce_weight * entropy
+        return [(self.weights * part).sum() for part in (mixed, divergence, entropy)]
+
+    def loss(self, objective=None, signal=None, **more):
+        return distillation_loss(
+            self.hidden, self.head, signal or self.signal, self.targets, objective=objective,
+            **{"weights": self.weights, **more},
+        )  # fmt: skip
+
+    def gradients(self, loss):
+        return torch.autograd.grad(loss / 3, [self.hidden, self.weight])
+
+    def agrees(self, sums, expected):
+        found = (sums.loss, sums.divergence, sums.cross_entropy)
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, theirs)
+        mine, theirs = self.gradients(sums.loss), self.gradients(expected[0])
+        torch.testing.assert_close(mine, theirs)
 
 
-def naive(parts, objective, weights):
-    student = parts["student_hidden"] @ parts["student_head"].T
-    teacher = parts["teacher_hidden"] @ parts["teacher_head"].T
-    what = (objective.divergence, student, teacher)
-    divergence = per_token(*what, temperature=objective.temperature, beta=objective.beta)
-    entropy = torch.nn.functional.cross_entropy(student, parts["targets"], reduction="none")
-    mixed = (1 - objective.ce_weight) * divergence + objective.ce_weight * entropy
-    return [(weights * part).sum() for part in (mixed, divergence, entropy)]
-
-
-def gradients(loss, parts):
-    return torch.autograd.grad(loss / 3, [parts["student_hidden"], parts["student_head"]])
-
-
-@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
 @pytest.mark.parametrize(
     ("temperature", "ce_weight"), [(1.0, 0.0), (2.0, 0.0), (1.0, 0.3), (0.7, 0.6), (1.0, 1.0)]
 )
-@pytest.mark.parametrize("chunk_rows", [1, 5, 13, 64])
-def test_value_and_gradients_at_any_chunk_size(parts, divergence, temperature, ce_weight, chunk_rows):
-    objective = Objective(divergence, temperature, beta=0.3, ce_weight=ce_weight)
-    weights = torch.linspace(0.5, 2, ROWS, dtype=torch.float64)
-    ours = distillation_loss(**parts, objective=objective, weights=weights, chunk_rows=chunk_rows)
-    expected = naive(parts, objective, weights)
-    for mine, theirs in zip((ours.loss, ours.divergence, ours.cross_entropy), expected, strict=True):
-        torch.testing.assert_close(mine, theirs)
-    for mine, theirs in zip(gradients(ours.loss, parts), gradients(expected[0], parts), strict=True):
-        torch.testing.assert_close(mine, theirs)
+def test_value_and_gradients_at_any_chunk_size(divergence, temperature, ce_weight):
+    parts, objective = Parts(), Objective(divergence, temperature, ce_weight)
+    for chunk_rows in (1, 5, 13, 64):
+        parts.agrees(parts.loss(objective, chunk_rows=chunk_rows), parts.naive(objective))
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 5, 64])
-def test_cross_entropy_equals_torch(parts, chunk_rows):
-    ours = cross_entropy_loss(
-        parts["student_hidden"], parts["student_head"], parts["targets"], chunk_rows=chunk_rows
-    )
-    logits = parts["student_hidden"] @ parts["student_head"].T
-    expected = torch.nn.functional.cross_entropy(logits, parts["targets"], reduction="sum")
-    torch.testing.assert_close(ours.loss, expected)
-    for mine, theirs in zip(gradients(ours.loss, parts), gradients(expected, parts), strict=True):
-        torch.testing.assert_close(mine, theirs)
+@pytest.mark.parametrize("student", HEADS)
+@pytest.mark.parametrize("teacher", HEADS)
+def test_heads_may_scale_and_cap_their_logits(student, teacher):
+    parts, objective = Parts(student, teacher), Objective(Divergence("jsd"), 1.5, 0.2)
+    parts.agrees(parts.loss(objective, chunk_rows=5), parts.naive(objective))
 
 
-def test_a_head_tied_to_the_embeddings_gathers_both_gradients(parts):
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_logits_hidden_states_and_the_whole_vocabulary_as_top_k_are_one(divergence, temperature):
+    parts, objective = Parts(), Objective(divergence, temperature, 0.2)
+    logits = parts.teacher_logits
+    for signal in (parts.signal, Logits(logits), top_k(logits, VOCABULARY)):
+        parts.agrees(parts.loss(objective, signal, chunk_rows=5), parts.naive(objective))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_cross_entropy_equals_torch(head):
+    parts = Parts(head)
+    expected = torch.nn.functional.cross_entropy(parts.dense(), parts.targets, reduction="none")
+    for chunk_rows in (1, 5, 64):
+        ours = cross_entropy_loss(
+            parts.hidden, parts.head, parts.targets, weights=parts.weights, chunk_rows=chunk_rows
+        )
+        weighed = (expected * parts.weights).sum()
+        torch.testing.assert_close(ours.loss, weighed)
+        torch.testing.assert_close(parts.gradients(ours.loss), torch.autograd.grad(
+            weighed / 3, [parts.hidden, parts.weight], retain_graph=True))  # fmt: skip
+
+
+def test_a_row_of_no_weight_gets_no_gradient():
+    parts = Parts()
+    weights = parts.weights.clone()
+    weights[[2, 7]] = 0
+    grad_hidden, _ = parts.gradients(parts.loss(weights=weights).loss)
+    assert not grad_hidden[[2, 7]].any()
+    assert grad_hidden[[0, 1, 3]].all()
+
+
+def test_a_head_tied_to_the_embeddings_gathers_both_gradients():
     """The hidden states come from the head's own rows, as in a model with tied embeddings."""
-    head, ids = parts["student_head"], torch.arange(ROWS)
+    parts, ids = Parts(), torch.arange(ROWS)
 
     def gradient(loss_of):
-        (found,) = torch.autograd.grad(loss_of(head[ids].tanh(), head), head)
+        (found,) = torch.autograd.grad(loss_of(parts.weight[ids].tanh(), parts.weight), parts.weight)
         return found
 
-    ours = gradient(lambda hidden, weight: cross_entropy_loss(hidden, weight, parts["targets"]).loss)
+    ours = gradient(lambda hidden, weight: cross_entropy_loss(hidden, Head(weight), parts.targets).loss)
     expected = gradient(
         lambda hidden, weight: torch.nn.functional.cross_entropy(
-            hidden @ weight.T, parts["targets"], reduction="sum"
+            hidden @ weight.T, parts.targets, reduction="sum"
         )
     )
     torch.testing.assert_close(ours, expected)
 
 
-def test_padded_heads_are_cut_to_the_real_vocabulary(parts):
-    real = 20
-    padded = dict(parts, targets=parts["targets"] % real)
-    padded["teacher_head"] = torch.cat([parts["teacher_head"], torch.full((5, TEACHER_HIDDEN), 9.0).double()])
-    with pytest.raises(ValueError, match="31 rows and teacher head 36"):
-        distillation_loss(**padded)
-    cut = dict(padded)
-    cut["student_head"] = real_rows(padded["student_head"], real)
-    cut["teacher_head"] = real_rows(padded["teacher_head"], real)
-    small = dict(padded, student_head=parts["student_head"][:real].detach().clone().requires_grad_())
-    small["teacher_head"] = parts["teacher_head"][:real].clone()
-    ours, expected = distillation_loss(**cut), distillation_loss(**small)
+def test_padded_heads_are_cut_to_the_real_vocabulary():
+    parts, real = Parts(), 20
+    targets = parts.targets % real
+    wide = HiddenStates(
+        parts.signal.hidden,
+        Head(torch.cat([parts.signal.head.weight, torch.full((5, TEACHER_HIDDEN), 9.0).double()])),
+    )
+    with pytest.raises(ValueError, match="31 rows and the teacher's vocabulary 36"):
+        distillation_loss(parts.hidden, parts.head, wide, targets)
+    cut = HiddenStates(wide.hidden, wide.head.cut(real))
+    ours = distillation_loss(parts.hidden, parts.head.cut(real), cut, targets)
+    small = parts.weight[:real].detach().clone().requires_grad_()
+    expected = distillation_loss(parts.hidden, Head(small), cut, targets)
     torch.testing.assert_close(ours.loss, expected.loss)
-    (grad,) = torch.autograd.grad(ours.loss, parts["student_head"])
-    (expected_grad,) = torch.autograd.grad(expected.loss, small["student_head"])
+    (grad,) = torch.autograd.grad(ours.loss, parts.weight)
+    (expected_grad,) = torch.autograd.grad(expected.loss, small)
     torch.testing.assert_close(grad[:real], expected_grad)
     assert not grad[real:].any()
 
 
-def test_a_frozen_head_gets_no_gradient(parts):
-    frozen = dict(parts, student_head=parts["student_head"].detach())
-    distillation_loss(**frozen).loss.backward()
-    assert parts["student_hidden"].grad is not None
-    assert frozen["student_head"].grad is None
+def test_rows_must_be_as_many_on_both_sides():
+    parts = Parts()
+    with pytest.raises(ValueError, match="13 rows of the student and 12 of the teacher"):
+        parts.loss(signal=Logits(parts.teacher_logits[1:]))
 
 
-def test_no_gradient_is_kept_where_none_is_taken(parts):
+def test_a_frozen_head_gets_no_gradient():
+    parts = Parts()
+    frozen = Head(parts.weight.detach())
+    distillation_loss(parts.hidden, frozen, parts.signal, parts.targets).loss.backward()
+    assert parts.hidden.grad is not None
+    assert frozen.weight.grad is None
+
+
+def test_no_gradient_is_kept_where_none_is_taken():
     with torch.no_grad():
-        assert not distillation_loss(**parts).loss.requires_grad
+        assert not Parts().loss().loss.requires_grad
+
+
+@pytest.mark.parametrize("numbers", [{"temperature": 0.0}, {"temperature": float("nan")}, {"ce_weight": 1.5}])
+def test_numbers_out_of_range_are_refused(numbers):
+    with pytest.raises(ValueError, match=next(iter(numbers))):
+        Objective(**numbers)
 
 
 def test_float32_is_close_to_float64_at_a_real_vocabulary():
     generator = torch.Generator().manual_seed(1)
     hidden, teacher = torch.randn(2, 40, 64, generator=generator, dtype=torch.float64)
-    head = torch.randn(49152, 64, generator=generator, dtype=torch.float64) * 0.3
+    weight = torch.randn(49152, 64, generator=generator, dtype=torch.float64) * 0.3
     targets = torch.randint(49152, (40,), generator=generator)
-    exact = distillation_loss(hidden, head, teacher, head, targets)
-    single = distillation_loss(hidden.float(), head.float(), teacher.float(), head.float(), targets)
-    torch.testing.assert_close(single.loss.double(), exact.loss, rtol=1e-5, atol=0)
-    match = distillation_loss(teacher.float(), head.float(), teacher.float(), head.float(), targets)
-    assert match.loss.abs() < 1e-5
+
+    def loss(student, says, matrix):
+        return distillation_loss(student, Head(matrix), HiddenStates(says, Head(matrix)), targets).loss
+
+    exact = loss(hidden, teacher, weight)
+    torch.testing.assert_close(
+        loss(hidden.float(), teacher.float(), weight.float()).double(), exact, rtol=1e-5, atol=0
+    )
+    assert loss(teacher.float(), teacher.float(), weight.float()).abs() < 1e-5
 
 
-def test_autocast_multiplies_in_half_precision_and_keeps_float32_gradients(parts):
-    single = {k: v.detach().float() if v.is_floating_point() else v for k, v in parts.items()}
-    for name in ("student_hidden", "student_head"):
-        single[name].requires_grad_()
-    full = distillation_loss(**single).loss
+def test_autocast_multiplies_in_half_precision_and_keeps_float32_gradients():
+    parts = Parts()
+    hidden, weight = (one.detach().float().requires_grad_() for one in (parts.hidden, parts.weight))
+    signal = HiddenStates(parts.signal.hidden.float(), Head(parts.signal.head.weight.float()))
+
+    def loss():
+        return distillation_loss(hidden, Head(weight), signal, parts.targets).loss
+
+    full = loss()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = distillation_loss(**single).loss
+        half = loss()
     assert half != full
     torch.testing.assert_close(half, full, rtol=3e-2, atol=1e-2)
-    for mine, theirs in zip(gradients(half, single), gradients(full, single), strict=True):
+    for mine, theirs in zip(
+        *(torch.autograd.grad(one, [hidden, weight]) for one in (half, full)), strict=True
+    ):
         assert mine.dtype == torch.float32
         torch.testing.assert_close(mine, theirs, rtol=0.2, atol=0.1)

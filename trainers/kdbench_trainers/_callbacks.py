@@ -1,4 +1,4 @@
-"""What watches a training: metrics.jsonl and the progress line, the clock, and Ctrl-C.
+"""What watches a training: metrics.jsonl and the progress line, the optimiser's clock, and Ctrl-C.
 
 {"step": 10, "split": "train", "loss": 2.31, "tokens": 1204, "tokens_per_second": 410.2, ...}
 {"step": 10, "split": "validation", "loss": 2.40, "tokens": 2210}
@@ -10,7 +10,6 @@ import json
 import math
 import signal
 import threading
-import time
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TextIO
@@ -18,37 +17,37 @@ from typing import Any, TextIO
 from transformers import TrainerCallback
 
 from kdbench.errors import RunFailed, StorageError
+from kdbench.processes import this_process
 from kdbench.progress import Meter, log
+from kdbench_trainers._clock import PHASES, Clock
 
 _KEPT = (
-    "loss", "divergence", "cross_entropy", "tokens", "tokens_per_second", "seconds", "learning_rate",
-    "grad_norm", "epochs",
+    "loss", "divergence", "cross_entropy", "tokens", "tokens_per_second", "seconds",
+    *(f"seconds_{phase}" for phase in PHASES), "peak_memory_mb", "padding",
+    "generated_tokens", "phi", "buffer", "learning_rate", "grad_norm", "epochs",
 )  # fmt: skip
 
 
-class Timer(TrainerCallback):
-    """Seconds spent in optimiser steps: validation and checkpoints do not count."""
+class OptimizerClock(TrainerCallback):
+    """Books the optimiser's own seconds."""
 
-    def __init__(self) -> None:
-        self._seconds = 0.0
-        self._began = 0.0
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
 
-    def take(self) -> float:
-        """The seconds since the last call."""
-        seconds, self._seconds = self._seconds, 0.0
-        return max(seconds, 1e-9)
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Gradients are there and clipped."""
+        self._clock.begin("optimizer")
 
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """The first micro-batch begins."""
-        self._began = time.perf_counter()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """The optimiser has stepped."""
-        self._seconds += time.perf_counter() - self._began
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """The weights have changed."""
+        self._clock.end()
 
 
 class Metrics(TrainerCallback):
-    """Writes one JSON line per log, and shows it. On resume, lines after the checkpoint are dropped."""
+    """Writes one JSON line per log, and shows it. On resume, lines after the checkpoint are dropped.
+
+    Of several processes the first one writes.
+    """
 
     def __init__(self, path: Path, steps: int, checkpoint: Path | None) -> None:
         self.last_validated = -1
@@ -58,8 +57,11 @@ class Metrics(TrainerCallback):
         self._meter = Meter("train", steps)
         self._validation = ""
         self._file: TextIO | None = None
+        self._writes = this_process().is_first
 
     def __enter__(self) -> Metrics:
+        if not self._writes:
+            return self
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self._path, "w", encoding="utf-8")
         for line in self._lines:
@@ -72,8 +74,8 @@ class Metrics(TrainerCallback):
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._meter.__exit__(kind, exc, tb)
         if self._file is not None:
+            self._meter.__exit__(kind, exc, tb)
             self._file.close()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
@@ -86,7 +88,8 @@ class Metrics(TrainerCallback):
         elif "loss" in logs:
             self._write({"step": state.global_step, "split": "train", **_only_kept(logs)})
             note = f"loss {logs['loss']:.3f}{self._validation}, {logs['tokens_per_second']:,.0f} tokens/s"
-            self._meter.update(state.global_step, note, last=state.global_step == state.max_steps)
+            if self._writes:
+                self._meter.update(state.global_step, note, last=state.global_step == state.max_steps)
             if not math.isfinite(logs["loss"]):
                 raise RunFailed(
                     f"The loss became {logs['loss']} at step {state.global_step}; "
@@ -99,7 +102,8 @@ class Metrics(TrainerCallback):
             control.should_save = False
 
     def _write(self, line: dict[str, Any]) -> None:
-        assert self._file is not None
+        if self._file is None:
+            return
         try:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()

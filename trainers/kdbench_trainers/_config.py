@@ -1,21 +1,41 @@
-"""The settings that every trainer shares; plain numbers, checked on a machine without torch."""
+"""The settings that trainers share; plain numbers, checked on a machine without torch."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdbench.config import StrictConfig
+
+DivergenceName = Literal[
+    "forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation", "adaptive_kl"
+]
+
+
+class Lora(StrictConfig):
+    """Low-rank adapters in place of all weights (LLM-Neo, Yang et al. 2024, arXiv 2411.06839)."""
+
+    rank: int = Field(64, ge=1, description="of the adapters")
+    alpha: float = Field(64, gt=0, description="the adapters' part counts alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="names of the layers that get one; all-linear: all but the head"
+    )
+    merge: bool = Field(
+        True, description="add them to the weights at the end; false: save the adapters alone"
+    )
 
 
 class TrainConfig(StrictConfig):
     """How long, how fast and on what a student is trained."""
 
     steps: int = Field(200, ge=1, description="optimiser steps")
-    batch_size: int = Field(8, ge=1, description="samples per optimiser step")
+    batch_size: int = Field(8, ge=1, description="samples per optimiser step, over all processes")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="samples per forward pass; the whole batch if not said. Changes memory only"
+        None,
+        ge=1,
+        description="samples per forward pass; a process's whole share if not said. Changes memory only",
     )
     learning_rate: float = Field(3e-4, gt=0, le=1)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -26,7 +46,7 @@ class TrainConfig(StrictConfig):
         1024, ge=2, description="tokens of prompt and completion; longer ones are dropped"
     )
     validation_share: float = Field(0.1, ge=0, lt=1, description="share of the groups held out")
-    seed: int = Field(0, ge=0, description="split and order of the samples")
+    seed: int = Field(0, ge=0, description="split and order of the samples, and what a student writes")
     log_every: int = Field(1, ge=1, description="steps between two lines of metrics.jsonl")
     eval_every: int = Field(50, ge=1, description="steps between two validations; there is one at the end")
     checkpoint_every: int = Field(100, ge=1, description="steps between two checkpoints")
@@ -39,3 +59,49 @@ class TrainConfig(StrictConfig):
     freeze_embeddings: bool = Field(
         False, description="leave the embeddings, and a head tied to them, as they are"
     )
+    lora: Lora | None = Field(None, description="train low-rank adapters instead of all weights")
+    report_to: list[Literal["trackio", "wandb", "tensorboard"]] = Field(
+        [], description="trackers that get every logged number; each must be installed"
+    )
+
+
+class DistillConfig(TrainConfig):
+    """How the student's distribution is compared with the teacher's."""
+
+    divergence: DivergenceName = "forward_kl"
+    beta: float = Field(
+        0.5, ge=0, le=1, description="of jsd: 0 is forward_kl, 1 reverse_kl, as in GKD and TRL"
+    )
+    alpha: float = Field(0.1, ge=0, lt=1, description="of the skew divergences: the share that is mixed in")
+    normalize_jsd: bool = Field(
+        False, description="divide jsd by beta (1 - beta), so that it goes over into its ends"
+    )
+    kd_temperature: float = Field(
+        1.0, gt=0, le=100, description="softens both sides; the loss is times its square"
+    )
+    ce_weight: float = Field(0.0, ge=0, le=1, description="share of the cross-entropy on the samples' tokens")
+    token_scaling: float | None = Field(
+        None,
+        gt=0,
+        description="temperature of token scaling (TSLD uses 10): tokens that the teacher found hard count "
+        "more; null: all alike",
+    )
+    teacher_cache_mb: int = Field(
+        4096,
+        ge=0,
+        description="memory for the teacher's hidden states of the data, in MB; none is kept beyond",
+    )
+
+    @model_validator(mode="after")
+    def _used(self) -> DistillConfig:
+        if self.normalize_jsd and self.divergence != "jsd":
+            raise ValueError(f"normalize_jsd belongs to divergence jsd, not to {self.divergence}")
+        return self
+
+
+class OnPolicyConfig(DistillConfig):
+    """How the student writes what it learns from."""
+
+    max_new_tokens: int = Field(128, ge=1, description="longest completion that the student writes")
+    sampling_temperature: float = Field(1.0, ge=0, le=2, description="of the student; 0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="of the student")

@@ -1,6 +1,6 @@
 """One training from samples to a saved model, and again from where it was cut off.
 
-fit(samples, student=reader, model=model, signal=CrossEntropy(), out=out, config=config, resume=False)
+fit(samples, student=reader, model=model, plan=Plan(), out=out, config=config, resume=False)
 -> out/model, out/metrics.jsonl; out/checkpoints until it is done
 """
 
@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback
 
 from kdbench.errors import RunFailed, StorageError
+from kdbench.models.sequences import Reader, encode, split
 from kdbench.records import Completion
-from kdbench_trainers._callbacks import Interrupt, Metrics
+from kdbench_trainers._callbacks import Interrupt, Metrics, OptimizerClock
 from kdbench_trainers._config import TrainConfig
-from kdbench_trainers._sequences import Reader, encode, split
-from kdbench_trainers._trainer import KdTrainer, Signal
+from kdbench_trainers._trainer import KdTrainer, Plan
 
 
 def fit(
@@ -31,7 +31,7 @@ def fit(
     *,
     student: Reader,
     model: Any,
-    signal: Signal,
+    plan: Plan,
     out: Path,
     config: TrainConfig,
     resume: bool,
@@ -55,23 +55,24 @@ def fit(
     ):
         trainer = KdTrainer(
             model,
-            signal,
+            plan,
             train=train,
             validation=validation,
             tokenizer=student.tokenizer,
             out=out,
             config=config,
-            resumed=checkpoint is not None,
+            resumed=checkpoint,
         )
         trainer.remove_callback(PrinterCallback)
-        for callback in (trainer.timer, metrics, interrupt):
+        for callback in (OptimizerClock(trainer.clock), metrics, interrupt):
             trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         interrupt.check()
         if validation and metrics.last_validated < config.steps:
             trainer.evaluate()
-        _save(model, student.tokenizer, out)
-    if not config.keep_checkpoints:
+        _save(trainer, student.tokenizer, out, config)
+        trainer.accelerator.wait_for_everyone()  # nobody goes on to read what is not yet written
+    if not config.keep_checkpoints and trainer.place.is_first:
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
@@ -83,12 +84,20 @@ def _translated(out: Path, config: TrainConfig) -> Iterator[None]:
         raise StorageError(
             f"Cannot write into {out}: {exc}; free some room and go on with --resume from the last checkpoint"
         ) from exc
-    except torch.OutOfMemoryError as exc:
-        size = config.micro_batch_size or config.batch_size
-        raise RunFailed(
-            f"The device ran out of memory; train with a micro_batch_size below {size}, a smaller max_length "
-            "or gradient_checkpointing = true"
-        ) from exc
+    except (torch.OutOfMemoryError, MemoryError) as exc:
+        raise _out_of_memory(config) from exc
+    except RuntimeError as exc:
+        if "allocate memory" not in str(exc):  # what torch says on a CPU
+            raise
+        raise _out_of_memory(config) from exc
+
+
+def _out_of_memory(config: TrainConfig) -> RunFailed:
+    size = config.micro_batch_size or config.batch_size
+    return RunFailed(
+        f"The device ran out of memory; train with a micro_batch_size below {size}, a smaller max_length "
+        "or gradient_checkpointing = true"
+    )
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -104,9 +113,17 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def _save(model: Any, tokenizer: Any, out: Path) -> None:
+def _save(trainer: KdTrainer, tokenizer: Any, out: Path, config: TrainConfig) -> None:
+    """Write out/model; adapters are added to the weights first, unless they are to be kept apart."""
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathers what was sharded
+    if not trainer.place.is_first:
+        return
     shutil.rmtree(out / "model", ignore_errors=True)
-    model.save_pretrained(out / "model")
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    if config.lora is not None and config.lora.merge:
+        model.merge_and_unload().save_pretrained(out / "model")
+    else:
+        model.save_pretrained(out / "model", state_dict=weights)
     tokenizer.save_pretrained(out / "model")
 
 

@@ -1,21 +1,21 @@
-"""Models as the trainers use them: where they run, and hidden states instead of logits.
+"""Models as the trainers use them: where they run, adapters, and the loss inside the forward pass.
 
 reader, model = load_student("smollm2", config)
-hidden_rows(model, batch)      # [N, H]: only the rows that bear loss, the head left to the loss
+model(kd=score)        # score(model) instead of the model's own forward, through DDP, FSDP or DeepSpeed
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from kdbench.errors import ConfigError, UsageError
-from kdbench.models.loading import load_model, load_tokenizer, pick_device
-from kdbench_trainers._config import TrainConfig
-from kdbench_trainers._sequences import Reader
+from kdbench.models.loading import first_line, load_model, load_tokenizer, pick_device
+from kdbench.models.rows import check_head
+from kdbench.models.sequences import Reader
+from kdbench_trainers._config import Lora, TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,35 +37,43 @@ class Compute:
 
 
 def load_student(student: str, config: TrainConfig) -> tuple[Reader, Any]:
-    """The student as a reader of sequences, and its model with float32 weights. Raises UsageError."""
+    """The student as a reader of sequences, and its model in float32. Raises UsageError, ConfigError."""
     tokenizer = load_tokenizer(student)
     model = load_model(student, device=Compute.of(config).device, dtype="float32")
     check_head(student, model)
-    return Reader(tokenizer, (model.generation_config, model.config)), model
+    reader = Reader(tokenizer, (model.generation_config, model.config))
+    if config.lora is not None:
+        model = _with_adapters(model, config.lora)
+    take_loss_inside(model)
+    return reader, model
 
 
-def hidden_rows(model: Any, inputs: dict[str, Any]) -> Tensor:
-    """Final hidden states at the rows that bear loss, [N, H]: the head is left to the caller."""
-    states = model.base_model(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        position_ids=inputs["position_ids"],
-        use_cache=False,
-    ).last_hidden_state
-    return states[inputs["rows"]]
+def take_loss_inside(model: Any) -> None:
+    """Let `model(kd=score)` return score(model); without `kd` it is the model it was.
 
-
-@torch.no_grad()
-def check_head(name: str, model: Any) -> None:
-    """Raise ConfigError for a model whose logits are not hidden states times the head, and nothing more.
-
-    Some models scale or cap their logits, or add a bias; the losses here would silently differ.
+    Wrappers that gather, shard or synchronise weights do so around a forward pass: a loss that is made
+    outside of it would go round them.
     """
-    ids = torch.arange(4, device=model.device).unsqueeze(0)
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    ours = hidden @ model.get_output_embeddings().weight.T
-    if not torch.allclose(ours, model(input_ids=ids, use_cache=False).logits.to(ours), rtol=1e-2, atol=1e-2):
+    own = model.forward
+
+    def forward(*args: Any, kd: Callable[[Any], Any] | None = None, **kwargs: Any) -> Any:
+        return own(*args, **kwargs) if kd is None else kd(model)
+
+    model.forward = forward
+
+
+def _with_adapters(model: Any, lora: Lora) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets,
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    try:
+        with warnings.catch_warnings():  # peft asks transformers by a name that has been replaced
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            return get_peft_model(model, settings)
+    except ValueError as exc:
         raise ConfigError(
-            f"The model '{name}' ({type(model).__name__}) scales, caps or shifts its logits after the head, "
-            "which the trainers do not know; use another model"
-        )
+            f"lora.targets = {lora.targets}: {first_line(exc)}; name layers of the student, or all-linear"
+        ) from exc

@@ -1,4 +1,4 @@
-"""The teacher of white_box: its final hidden states at the rows that bear loss, each computed once.
+"""The live teacher of a distillation: its final hidden states at the rows that bear loss.
 
 A hidden state of 576 float32 numbers is exact and takes 2 KB, where a row of the vocabulary's logits
 takes 200 KB: 200 stories of 150 tokens fit into 70 MB, and every later epoch is free of the teacher's
@@ -7,39 +7,49 @@ forward pass.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdbench.errors import ConfigError
-from kdbench.losses.chunked import LossSums, Objective, distillation_loss, real_rows
+from kdbench.errors import ConfigError, RunFailed
+from kdbench.losses.chunked import CHUNK_ROWS, LossSums, Objective, distillation_loss
+from kdbench.losses.divergences import Divergence
+from kdbench.losses.heads import Head, head_of
+from kdbench.losses.signals import HiddenStates, Signal
+from kdbench.losses.weighting import token_scaled
 from kdbench.models.loading import load_model, load_tokenizer
-from kdbench_trainers._batches import padded
-from kdbench_trainers._models import Compute, check_head, hidden_rows
-from kdbench_trainers._sequences import Reader, TokenSequence
+from kdbench.models.rows import check_head, hidden_rows, padded
+from kdbench.models.sequences import Reader, TokenSequence
+from kdbench_trainers._batches import by_length
+from kdbench_trainers._config import DistillConfig
+from kdbench_trainers._models import Compute
 
-if TYPE_CHECKING:
-    from kdbench_trainers.white_box import Config
+_READ_AT_ONCE = 8  # sequences that the teacher reads together where its states are kept
+
+
+def objective_of(config: DistillConfig) -> Objective:
+    """The config's divergence and its mixture with the cross-entropy."""
+    divergence = Divergence(config.divergence, config.beta, config.alpha, config.normalize_jsd)
+    return Objective(divergence, config.kd_temperature, config.ce_weight)
 
 
 def load_teacher(
-    teacher: str, student: str, student_reader: Reader, student_model: Any, config: Config
-) -> tuple[Reader, TeacherDistribution]:
-    """The teacher as a reader of sequences and as a signal. Raises ConfigError, UsageError."""
+    teacher: str, student: str, student_reader: Reader, student_model: Any, config: DistillConfig
+) -> tuple[Reader, LiveTeacher]:
+    """The teacher as a reader of sequences and as what is learnt from. Raises ConfigError, UsageError."""
     tokenizer = load_tokenizer(teacher)
     check_vocabularies(student, student_reader.tokenizer, teacher, tokenizer)
     compute = Compute.of(config)
     model = load_model(teacher, device=compute.device, dtype=compute.dtype)
     check_head(teacher, model)
     vocabulary = min(
-        len(tokenizer),
-        model.get_output_embeddings().weight.shape[0],
-        student_model.get_output_embeddings().weight.shape[0],
+        len(tokenizer), head_of(model).vocabulary, student_model.get_output_embeddings().weight.shape[0]
     )
-    objective = Objective(config.divergence, config.kd_temperature, config.beta, config.ce_weight)
-    signal = TeacherDistribution(model, objective, vocabulary, config.teacher_cache_mb * 2**20)
-    return Reader(tokenizer, (model.generation_config, model.config)), signal
+    return Reader(tokenizer, (model.generation_config, model.config)), LiveTeacher(
+        teacher, model, config, vocabulary
+    )
 
 
 def check_vocabularies(student: str, student_tokenizer: Any, teacher: str, teacher_tokenizer: Any) -> None:
@@ -51,54 +61,102 @@ def check_vocabularies(student: str, student_tokenizer: Any, teacher: str, teach
     if ours == theirs:
         return
     raise ConfigError(
-        f"The trainer white_box compares distributions over one vocabulary, but the student '{student}' has "
-        f"{len(ours):,} tokens and the teacher '{teacher}' has {len(theirs):,}, of which "
+        "A teacher's distribution is compared over one vocabulary, but the student "
+        f"'{student}' has {len(ours):,} tokens and the teacher '{teacher}' has {len(theirs):,}, of which "
         f"{len(ours.items() & theirs.items()):,} are the same; use black_box, or a student with the "
         "teacher's tokenizer"
     )
 
 
-class TeacherDistribution:
-    """The signal of white_box: a divergence from the live teacher, whose hidden states are kept.
+class Distillation:
+    """A divergence from a teacher's signal: how the loss is made, wherever the signal comes from."""
 
-    `cache_bytes` bounds what is kept, on the teacher's device; sequences beyond it are read again.
-    """
-
-    def __init__(self, model: Any, objective: Objective, vocabulary: int, cache_bytes: int) -> None:
-        self._model = model.requires_grad_(requires_grad=False)
-        self._objective = objective
+    def __init__(self, config: DistillConfig, vocabulary: int) -> None:
+        self._objective = objective_of(config)
+        self._token_scaling = config.token_scaling
         self._vocabulary = vocabulary
-        self._room = cache_bytes
-        self._kept: dict[int, Tensor] = {}
 
-    def loss(self, batch: dict[str, Any], hidden: Tensor, head: Tensor) -> LossSums:
-        """Sums over the batch's rows: student `hidden` [N, H], `head` [V, H]."""
+    def loss(self, batch: dict[str, Any], hidden: Tensor, head: Head, said: Signal) -> LossSums:
+        """Sums over the batch's rows: student `hidden` [N, H], and what the teacher said there."""
         return distillation_loss(
             hidden,
-            real_rows(head, self._vocabulary),
-            self.hidden_states(batch["sequences"]),
-            real_rows(self._model.get_output_embeddings().weight, self._vocabulary),
+            head.cut(self._vocabulary),
+            said,
             batch["targets"],
             objective=self._objective,
-            weights=batch["weights"],
+            weights=self._weights(batch, said),
         )
 
-    def hidden_states(self, sequences: list[TokenSequence]) -> Tensor:
-        """The teacher's final hidden states at the loss rows of the sequences, in order: [N, H']."""
-        missing = {s.key: s for s in sequences if s.key not in self._kept}
-        fresh = self._read(list(missing.values())) if missing else {}
-        rows = torch.cat([self._kept[s.key] if s.key in self._kept else fresh[s.key] for s in sequences])
-        for key, states in fresh.items():
-            size = states.numel() * states.element_size()
-            if size <= self._room:
-                self._room -= size
-                self._kept[key] = states.clone()  # of its own: a view would keep the whole batch alive
-        return rows
+    @torch.no_grad()
+    def _weights(self, batch: dict[str, Any], said: Signal) -> Tensor:
+        weights: Tensor = batch["weights"]
+        if self._token_scaling is None:
+            return weights
+        targets = batch["targets"]
+        chunks = (slice(i, i + CHUNK_ROWS) for i in range(0, len(targets), CHUNK_ROWS))
+        unsure = torch.cat([said.cross_entropy(rows, targets[rows]) for rows in chunks])
+        lengths = [len(one.completion) for one in batch["sequences"]]
+        return weights * token_scaled(unsure, lengths, self._token_scaling)
+
+
+class LiveTeacher(Distillation):
+    """The teacher's model reads what the student learns; of the data's sequences its states are kept.
+
+    They are kept if all of them fit into `teacher_cache_mb`, on the teacher's device. The teacher reads
+    them in fixed companies, whatever the order of the training: what it says of a sequence then does not
+    depend on when it is asked, to the last bit.
+    """
+
+    def __init__(self, name: str, model: Any, config: DistillConfig, vocabulary: int) -> None:
+        super().__init__(config, vocabulary)
+        self._name = name
+        self._model = model.requires_grad_(requires_grad=False)
+        self._head = head_of(model).cut(vocabulary)
+        self._room = config.teacher_cache_mb * 2**20
+        self._company: dict[int, list[TokenSequence]] = {}
+        self._kept: dict[int, Tensor] = {}
+
+    def prepare(self, sequences: Sequence[TokenSequence]) -> None:
+        """These may be asked for again and again."""
+        tokens = sum(len(one.completion) for one in sequences)
+        size = self._head.weight.element_size() * self._head.weight.shape[1]
+        if tokens * size > self._room:
+            return
+        for company in by_length(sequences, _READ_AT_ONCE):
+            self._company |= {one.key: company for one in company if one.key is not None}
+
+    def read(self, batch: dict[str, Any]) -> HiddenStates:
+        """What the teacher says at the batch's rows, in order."""
+        return HiddenStates(self._states(batch["sequences"]), self._head)
+
+    def _states(self, sequences: list[TokenSequence]) -> Tensor:
+        if not all(one.key in self._company for one in sequences):
+            return torch.cat(list(self._look(sequences)))
+        for one in sequences:
+            assert one.key is not None
+            if one.key not in self._kept:
+                company = self._company[one.key]
+                # Of its own: a view would keep the whole of what was read alive.
+                read = zip(company, self._look(company), strict=True)
+                self._kept |= {
+                    member.key: states.clone() for member, states in read if member.key is not None
+                }
+        return torch.cat([self._kept[one.key] for one in sequences if one.key is not None])
 
     @torch.no_grad()
-    def _read(self, sequences: list[TokenSequence]) -> dict[int, Tensor]:
+    def _look(self, sequences: Sequence[TokenSequence]) -> Iterable[Tensor]:
         ids = [s.teacher_prompt + s.completion for s in sequences]
         counts = [len(s.completion) for s in sequences]
         inputs = {name: t.to(self._model.device) for name, t in padded(ids, counts).items()}
-        states = hidden_rows(self._model, inputs).split(counts)
-        return {s.key: part for s, part in zip(sequences, states, strict=True)}
+        states = hidden_rows(self._model, inputs)
+        if not bool(states.isfinite().all()):
+            raise RunFailed(
+                f"The teacher '{self._name}' answers with numbers that are none (NaN or infinity) on "
+                f"{_names(sequences)}; check its weights, or read it in float32 (dtype)"
+            )
+        return states.split(counts)
+
+
+def _names(sequences: Sequence[TokenSequence]) -> str:
+    groups = list(dict.fromkeys(one.group for one in sequences))
+    return f"the samples of {', '.join(groups[:3])}{' and others' if len(groups) > 3 else ''}"

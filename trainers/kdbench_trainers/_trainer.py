@@ -1,84 +1,139 @@
 """The training loop that all trainers share: TRL's SFTTrainer, fed with our batches and our losses.
 
-    KdTrainer(model, CrossEntropy(), train=..., validation=..., tokenizer=..., out=..., config=config).train()
+    KdTrainer(model, plan, train=..., validation=..., tokenizer=..., out=..., config=config).train()
 
-What a method is stands in its `Signal`: it scores the student's hidden states at the rows that bear
-loss. Optimiser, schedule, clipping and checkpoints are transformers'; the loss of an optimiser step is
-the sum over all its rows divided by the sum of their weights, however it is cut into micro-batches.
+What a method is stands in its `Plan`: whose sequences (`source`) and what is learnt from them (`lesson`).
+Optimiser, schedule, clipping, checkpoints, DDP, FSDP and DeepSpeed are transformers' and accelerate's. The
+loss of an optimiser step is the sum over all its rows divided by the sum of their weights, however it is
+cut into micro-batches and over processes; it is counted after the student has written what it learns from.
 """
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError  # what torch's weights-only loader raises; nothing is unpickled
 from typing import Any, Protocol
 
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
-from kdbench.errors import ConfigError
+from kdbench.errors import ConfigError, RunFailed, StorageError
 from kdbench.losses.chunked import LossSums, cross_entropy_loss
+from kdbench.losses.heads import Head, head_of
+from kdbench.models.loading import first_line
+from kdbench.models.rows import hidden_rows
+from kdbench.models.sequences import TokenSequence
+from kdbench.processes import Place, this_process
 from kdbench_trainers._batches import BatchOrder, by_length, collate
-from kdbench_trainers._callbacks import Timer
+from kdbench_trainers._clock import Clock, peak_memory_mb
 from kdbench_trainers._config import TrainConfig
-from kdbench_trainers._models import Compute, hidden_rows
-from kdbench_trainers._sequences import TokenSequence
+from kdbench_trainers._models import Compute
+from kdbench_trainers._sources import Data, Source
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
-class Signal(Protocol):
-    """What the student learns from."""
+class Lesson(Protocol):
+    """What the student learns from sequences."""
 
-    def loss(self, batch: dict[str, Any], hidden: Tensor, head: Tensor) -> LossSums:
-        """Sums over the batch's N loss rows: student `hidden` [N, H], `head` [V, H]."""
+    def prepare(self, sequences: list[TokenSequence]) -> None:
+        """The data's sequences that may come, each perhaps several times."""
+        ...
+
+    def read(self, batch: dict[str, Any]) -> Any:
+        """What the teacher says of a batch; without gradient, before the student's forward pass."""
+        ...
+
+    def loss(self, batch: dict[str, Any], hidden: Tensor, head: Head, said: Any) -> LossSums:
+        """Sums over the batch's N loss rows: student `hidden` [N, H], and what `read` returned."""
         ...
 
 
 class CrossEntropy:
-    """The signal of black_box: the tokens themselves."""
+    """The lesson of black_box: the tokens themselves."""
 
-    def loss(self, batch: dict[str, Any], hidden: Tensor, head: Tensor) -> LossSums:
+    def prepare(self, sequences: list[TokenSequence]) -> None:
+        """Nothing to prepare."""
+
+    def read(self, batch: dict[str, Any]) -> None:
+        """Nobody is asked."""
+
+    def loss(self, batch: dict[str, Any], hidden: Tensor, head: Head, said: None) -> LossSums:
         """Weighted negative log-likelihood of the batch's targets."""
         return cross_entropy_loss(hidden, head, batch["targets"], weights=batch["weights"])
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A method: whose sequences, and what is learnt from them."""
+
+    lesson: Lesson = field(default_factory=CrossEntropy)
+    source: Source = field(default_factory=Data)
+
+
+@dataclass(slots=True)
+class Totals:
+    """What has been learnt since the last line of metrics."""
+
+    sums: Tensor  # loss, divergence, cross-entropy, weight
+    tokens: int = 0
+    slots: int = 0  # positions of the micro-batches, padding included
+    padding: int = 0
+
+
 class KdTrainer(SFTTrainer):
-    """SFTTrainer with our order of micro-batches, our loss and a token-weighted validation loss."""
+    """SFTTrainer with our windows of sequences, our loss and a token-weighted validation loss."""
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the whole optimiser step's tokens
 
     def __init__(
         self,
         model: Any,
-        signal: Signal,
+        plan: Plan,
         *,
         train: list[TokenSequence],
         validation: list[TokenSequence],
         tokenizer: Any,
         out: Path,
         config: TrainConfig,
-        resumed: bool = False,
+        resumed: Path | None = None,
     ) -> None:
-        self.signal = signal
-        self.sequences = {"train": train, "validation": validation}
-        self.micro_batch = min(config.micro_batch_size or config.batch_size, config.batch_size)
+        args = _arguments(out, config)
+        self.place = this_process()
+        _check_shares(config, self.place)
         self.order = BatchOrder(
-            [s.length for s in train],
+            len(train),
             batch=config.batch_size,
             micro_batch=config.micro_batch_size,
             steps=config.steps,
             seed=config.seed,
+            rank=self.place.rank,
+            world=self.place.world,
         )
-        self.timer = Timer()
-        self.sums = torch.zeros(4, device=model.device)  # loss, divergence, cross-entropy, weight
-        self.tokens = 0
-        args = _arguments(out, config, self.order.micro_batches, evaluate=bool(validation))
-        args.eval_on_start = bool(validation) and not resumed
+        share = config.batch_size // self.place.world
+        self.micro_batch = min(config.micro_batch_size or share, share)
+        args.per_device_train_batch_size = self.micro_batch
+        args.gradient_accumulation_steps = self.order.micro_batches
+        args.eval_on_start = bool(validation) and resumed is None
+        args.eval_strategy = "steps" if validation else "no"
+        self.plan = plan
+        self.sequences = {"train": train, "validation": validation}
+        used = {index for indices in self.order for index in indices}
+        plan.lesson.prepare([*(train[index] for index in sorted(used)), *validation])
+        if resumed is not None:
+            plan.source.restore(_read_state(resumed, self.place))
+        self.clock = Clock()
+        self.totals = Totals(torch.zeros(4, device=model.device))
         super().__init__(
             model=model,
             args=args,
@@ -96,12 +151,29 @@ class KdTrainer(SFTTrainer):
         """Write none into checkpoints: the job writes the card of the finished model."""
 
     def get_train_dataloader(self) -> Any:
-        """Every micro-batch of the training, in order."""
-        return DataLoader(self.sequences["train"], batch_sampler=self.order, collate_fn=collate)  # type: ignore[arg-type]
+        """The data's sequences of every micro-batch of the training, in order; this process's share."""
+        return DataLoader(self.sequences["train"], batch_sampler=self.order, collate_fn=list)  # type: ignore[arg-type]
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """The sum of the weights of all rows of an optimiser step."""
-        return sum(batch["weights"].sum() for batch in batch_samples).to(device)
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[list[TokenSequence]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor]:
+        """The micro-batches of an optimiser step, and the sum of the weights of all their rows.
+
+        The whole window is known here: the student writes once for all of it, and it is sorted by
+        length before it is cut, so that little is padded.
+        """
+        batch = [one for _ in range(num_batches) for one in next(epoch_iterator)]
+        with self.clock("generate"):
+            window = self.plan.source.window(self.state.global_step, batch)
+        batches = [collate(part) for part in by_length(window, self.micro_batch)]
+        weight: Tensor = sum(one["weights"].sum() for one in batches).to(device)
+        return batches, self.accelerator.reduce(weight, "sum")
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch, on the clock."""
+        with self.clock("student"):
+            loss: Tensor = super().training_step(*args, **kwargs)
+        return loss
 
     def compute_loss(
         self,
@@ -111,50 +183,128 @@ class KdTrainer(SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """This micro-batch's part of the optimiser step's loss."""
-        sums = self._score(inputs)
+        sums = self._score(model, inputs)
         weight = inputs["weights"].sum()
-        parts = (sums.loss.detach(), sums.divergence, sums.cross_entropy, weight)
-        self.sums += torch.stack(parts)
-        self.tokens += len(inputs["targets"])
-        return sums.loss / (weight if num_items_in_batch is None else num_items_in_batch)
+        self.totals.sums += torch.stack((sums.loss.detach(), sums.divergence, sums.cross_entropy, weight))
+        self.totals.tokens += len(inputs["targets"])
+        self.totals.slots += inputs["attention_mask"].numel()
+        self.totals.padding += inputs["attention_mask"].numel() - sum(s.length for s in inputs["sequences"])
+        assert num_items_in_batch is not None
+        # Gradients are averaged over the processes; the divisor counts the tokens of all of them.
+        return sums.loss * self.place.world / num_items_in_batch
 
-    def _score(self, inputs: dict[str, Any]) -> LossSums:
+    def _score(self, model: Any, inputs: dict[str, Any]) -> LossSums:
         with self.accelerator.autocast():
-            hidden = hidden_rows(self.model, inputs)
-            return self.signal.loss(inputs, hidden, self.model.get_output_embeddings().weight)
+            with self.clock("teacher"):
+                said = self.plan.lesson.read(inputs)
+
+            def score(whole: Any) -> LossSums:
+                hidden = hidden_rows(whole, inputs)
+                with self.clock("loss"):
+                    return self.plan.lesson.loss(inputs, hidden, head_of(whole), said)
+
+            sums: LossSums = model(kd=score)
+            return sums
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Replace transformers' mean over steps by ours over tokens, and add the speed."""
+        """Replace transformers' mean over steps by ours over tokens, and add what it cost."""
         if "loss" in logs:
-            seconds = self.timer.take()
-            logs |= _means(self.sums)
-            logs |= {
-                "tokens": self.tokens,
-                "seconds": round(seconds, 3),
-                "tokens_per_second": round(self.tokens / seconds, 1),
-                "epochs": self.state.global_step * self.order.batch / len(self.sequences["train"]),
-            }
-            self.sums.zero_()
-            self.tokens = 0
+            logs |= self._logged()
         Trainer.log(self, logs, start_time)
+
+    def _logged(self) -> dict[str, float]:
+        totals, self.totals = self.totals, Totals(torch.zeros_like(self.totals.sums))
+        phases = self.clock.take()
+        seconds = max(sum(phases.values()), 1e-9)
+        tokens = self._over_all(totals.tokens)
+        return {
+            **_means(self.accelerator.reduce(totals.sums, "sum")),
+            "tokens": tokens,
+            "seconds": round(seconds, 3),
+            "tokens_per_second": round(tokens / seconds, 1),
+            **{f"seconds_{name}": round(spent, 4) for name, spent in phases.items()},
+            "padding": round(totals.padding / totals.slots, 4),
+            "peak_memory_mb": round(peak_memory_mb(), 1),
+            "epochs": self.state.global_step * self.order.batch / len(self.sequences["train"]),
+            **self.plan.source.logged(),
+        }
+
+    def _over_all(self, count: int) -> int:
+        if self.place.world == 1:
+            return count
+        return int(self.accelerator.reduce(torch.tensor(count, device=self.model.device), "sum"))
 
     @torch.no_grad()
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """The validation loss: the sum over all held-out tokens, divided by their weight."""
+        """The validation loss: the sum over all held-out tokens, divided by their weight.
+
+        It is made on the data's own completions, whoever writes what is learnt, and by every process.
+        """
         self.model.eval()  # training_step puts it back
-        held_out = self.sequences["validation"]
         sums, tokens = torch.zeros(4, device=self.model.device), 0
-        for indices in by_length(range(len(held_out)), [s.length for s in held_out], self.micro_batch):
-            batch = self._prepare_inputs(collate([held_out[i] for i in indices]))
-            part = self._score(batch)
-            sums += torch.stack((part.loss, part.divergence, part.cross_entropy, batch["weights"].sum()))
-            tokens += len(batch["targets"])
+        with self.clock.stopped():
+            for part in by_length(self.sequences["validation"], self.micro_batch):
+                batch = self._prepare_inputs(collate(part))
+                found = self._score(self.model, batch)
+                weight = batch["weights"].sum()
+                sums += torch.stack((found.loss, found.divergence, found.cross_entropy, weight))
+                tokens += len(batch["targets"])
         metrics = {f"eval_{name}": value for name, value in (_means(sums) | {"tokens": tokens}).items()}
         Trainer.log(self, metrics)
+        self.plan.source.validated(metrics["eval_cross_entropy"])
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        path = _state_file(folder, self.place)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(self.plan.source.state()), encoding="utf-8")
+        except OSError as exc:
+            raise StorageError(
+                f"Cannot write {path}: {exc.strerror or exc}; free some room and go on with --resume"
+            ) from exc
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with _readable(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+
+@contextmanager
+def _readable(checkpoint: str | None) -> Iterator[None]:
+    """What a foreign or broken checkpoint raises, in a sentence."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, EOFError, OSError, UnpicklingError, SafetensorError) as exc:
+        raise RunFailed(
+            f"The checkpoint {checkpoint} is broken or of another training ({first_line(exc)}); remove it "
+            "and go on with --resume from the one before, or begin anew with --overwrite"
+        ) from exc
+
+
+def _state_file(checkpoint: Path, place: Place) -> Path:
+    return checkpoint / f"kdbench_source-{place.rank}.json"
+
+
+def _read_state(checkpoint: Path, place: Place) -> dict[str, Any]:
+    """What the source of sequences kept in a checkpoint. Raises RunFailed."""
+    path = _state_file(checkpoint, place)
+    try:
+        state: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as exc:
+        raise RunFailed(
+            f"The checkpoint {checkpoint} has no readable {path.name}; go on with as many processes as wrote "
+            "it, remove it to go on from the one before, or begin anew with --overwrite"
+        ) from exc
+    return state
 
 
 def _means(sums: Tensor) -> dict[str, float]:
@@ -168,13 +318,19 @@ def _as_dataset(sequences: list[TokenSequence]) -> Dataset:
     return Dataset.from_dict({"input_ids": [list(s.prompt + s.completion) for s in sequences]})
 
 
-def _arguments(out: Path, config: TrainConfig, micro_batches: int, *, evaluate: bool) -> SFTConfig:
+def _check_shares(config: TrainConfig, place: Place) -> None:
+    if config.batch_size % place.world:
+        raise ConfigError(
+            f"batch_size = {config.batch_size} cannot be shared by {place.world} processes; "
+            f"make it a multiple of {place.world}"
+        )
+
+
+def _arguments(out: Path, config: TrainConfig) -> SFTConfig:
     compute = Compute.of(config)
     args = SFTConfig(
         output_dir=str(out / "checkpoints"),
         max_steps=config.steps,
-        per_device_train_batch_size=min(config.micro_batch_size or config.batch_size, config.batch_size),
-        gradient_accumulation_steps=micro_batches,
         learning_rate=config.learning_rate,
         lr_scheduler_type=_SCHEDULES[config.schedule],
         warmup_steps=min(config.warmup_steps, config.steps - 1),
@@ -183,7 +339,6 @@ def _arguments(out: Path, config: TrainConfig, micro_batches: int, *, evaluate: 
         optim="adamw_torch_fused",
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,
-        eval_strategy="steps" if evaluate else "no",
         eval_steps=config.eval_every,
         save_strategy="steps",
         save_steps=config.checkpoint_every,
@@ -196,12 +351,9 @@ def _arguments(out: Path, config: TrainConfig, micro_batches: int, *, evaluate: 
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        report_to="none",
+        report_to=config.report_to or "none",
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
     )
-    if args.world_size > 1:
-        raise ConfigError(
-            f"The trainers run in one process, and {args.world_size} were started; start one without torchrun"
-        )
     args._n_gpu = min(args.n_gpu, 1)  # otherwise all GPUs in sight are taken for DataParallel
     return args

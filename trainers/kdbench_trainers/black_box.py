@@ -37,7 +37,7 @@ def train(
     require_train("the trainer black_box")
     from kdbench_trainers._fit import fit
     from kdbench_trainers._models import load_student
-    from kdbench_trainers._trainer import CrossEntropy
+    from kdbench_trainers._trainer import Plan
 
     reader, model = load_student(student, config)
-    fit(samples, student=reader, model=model, signal=CrossEntropy(), out=out, config=config, resume=resume)
+    fit(samples, student=reader, model=model, plan=Plan(), out=out, config=config, resume=resume)

@@ -9,9 +9,10 @@ import pytest
 pytest.importorskip("torch")
 
 from kdbench.errors import NothingLeft
+from kdbench.models.rows import padded
+from kdbench.models.sequences import Reader, TokenSequence, encode, end_of_turn, split
 from kdbench.records import Message
-from kdbench_trainers._batches import BatchOrder, collate, padded
-from kdbench_trainers._sequences import Reader, TokenSequence, encode, end_of_turn, split
+from kdbench_trainers._batches import BatchOrder, by_length, collate
 from tests.trainers.tiny import story, tokenizer
 
 pytestmark = pytest.mark.medium
@@ -131,17 +132,28 @@ def test_right_padding_positions_and_mask():
 
 
 def test_every_sample_comes_once_before_any_comes_again():
-    order = list(BatchOrder([3] * 10, batch=4, micro_batch=None, steps=5, seed=1))
+    order = list(BatchOrder(10, batch=4, micro_batch=None, steps=5, seed=1))
     flat = [i for micro in order for i in micro]
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
     assert flat[:10] != flat[10:]
 
 
 def test_micro_batches_hold_the_same_samples_longest_first():
-    lengths = [n * 7 % 11 for n in range(11)]
-    whole = list(BatchOrder(lengths, batch=6, micro_batch=None, steps=3, seed=1))
-    cut = list(BatchOrder(lengths, batch=6, micro_batch=4, steps=3, seed=1))
+    whole = list(BatchOrder(11, batch=6, micro_batch=None, steps=3, seed=1))
+    cut = list(BatchOrder(11, batch=6, micro_batch=4, steps=3, seed=1))
     assert [len(micro) for micro in cut] == [4, 2] * 3
     assert [cut[2 * i] + cut[2 * i + 1] for i in range(3)] == whole
-    for batch in whole:
-        assert [lengths[i] for i in batch] == sorted((lengths[i] for i in batch), reverse=True)
+    members = [TokenSequence(n, "a", (1,) * (n * 7 % 11 + 1), (2,)) for n in range(11)]
+    micro_batches = by_length(members, 4)
+    assert [len(micro) for micro in micro_batches] == [4, 4, 3]
+    lengths = [one.length for micro in micro_batches for one in micro]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_processes_share_out_each_steps_batch():
+    whole = list(BatchOrder(11, batch=6, micro_batch=None, steps=3, seed=1))
+    parts = [
+        list(BatchOrder(11, batch=6, micro_batch=None, steps=3, seed=1, rank=r, world=2)) for r in (0, 1)
+    ]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert [share for pair in zip(*shares, strict=True) for share in pair] == batch

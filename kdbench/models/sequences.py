@@ -31,7 +31,7 @@ log = logging.getLogger("kdbench")
 class TokenSequence:
     """One sample as tokens: prompt ids for both readers, and the completion ids they share."""
 
-    key: int  # position among the sequences: names it in caches
+    key: int | None  # position among the data's sequences, which names it in caches; None: not of the data
     group: str
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
@@ -60,7 +60,7 @@ def encode(
     Raises NothingLeft where none fits, UsageError where the student's tokenizer has no end of turn.
     """
     end = end_of_turn(student)
-    limit, whose = _limit(max_length, student, teacher)
+    limit, whose = sequence_limit(max_length, student, teacher)
     dropped: Counter[str] = Counter()
     kept: list[TokenSequence] = []
     for number, sample in enumerate(samples):
@@ -100,7 +100,7 @@ def _encode_one(
     )
 
 
-def _limit(max_length: int, *readers: Reader | None) -> tuple[int, str]:
+def sequence_limit(max_length: int, *readers: Reader | None) -> tuple[int, str]:
     """The most tokens a sequence may have, and what sets it: max_length or a model's window."""
     configs = [config for reader in readers if reader is not None for config in reader.configs]
     windows = [getattr(config, "max_position_embeddings", None) for config in configs]

@@ -1,0 +1,235 @@
+"""gkd and distillm on tiny models: resumption to the bit, several processes, and what they cost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from kdbench.errors import ConfigError, RunFailed  # noqa: E402
+from kdbench_trainers import distillm, gkd, white_box  # noqa: E402
+from tests.trainers.test_trainer import lines, run, same, stories  # noqa: E402
+
+pytestmark = pytest.mark.medium
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {
+    "white_box": {"divergence": "skew_reverse_kl"},
+    "gkd": {"lmbda": 0.6, "max_new_tokens": 8},
+    # Every validation counts as worse, so phi grows; the buffer is full after two batches.
+    "distillm": {"tolerance": 0.0, "buffer_size": 8, "max_new_tokens": 8, "learning_rate": 1.0},
+}
+MODULES = {"white_box": white_box, "gkd": gkd, "distillm": distillm}
+STEPS = {"steps": 14, "eval_every": 1, "checkpoint_every": 3}
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+RUN = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from kdbench_trainers import _callbacks
+from tests.trainers import test_on_policy as t
+name, out, student, teacher, wanted = sys.argv[2:7]
+on_log = _callbacks.Metrics.on_log
+def stop(self, args, state, control, logs, **more):
+    on_log(self, args, state, control, logs, **more)
+    if state.global_step == int(wanted) and "loss" in logs:
+        os.kill(os.getpid(), signal.SIGKILL)
+_callbacks.Metrics.on_log = stop
+resume = wanted == "-1"
+t.run(t.MODULES[name], Path(out), student, teacher, resume=resume, **t.STEPS, **t.SETTINGS[name])
+"""
+
+
+def in_a_process(name, out, student, teacher, killed_at):
+    """Train in a process of its own with one thread; killed at a step, 0 for not at all, -1 to go on."""
+    command = [sys.executable, "-c", RUN, str(ROOT), name, str(out), student, teacher, str(killed_at)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ALONE)
+
+
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_killed_and_resumed_goes_on_to_the_same_bits(name, student, teacher, tmp_path):
+    whole = in_a_process(name, tmp_path / "whole", student, teacher, 0)
+    assert whole.returncode == 0, whole.stderr
+    killed = in_a_process(name, tmp_path / "cut", student, teacher, 8)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = in_a_process(name, tmp_path / "cut", student, teacher, -1)
+    assert resumed.returncode == 0, resumed.stderr
+
+    def curve(out):
+        kept = ("step", "split", "loss", "divergence", "tokens", "grad_norm", "phi", "buffer")
+        return [{key: line[key] for key in kept if key in line} for line in lines(out)]
+
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    weights = [(tmp_path / out / "model" / "model.safetensors").read_bytes() for out in ("cut", "whole")]
+    assert weights[0] == weights[1]
+    train = lines(tmp_path / "whole", "train")
+    if name == "distillm":
+        assert train[-1]["phi"] > 0.3
+        assert max(line["buffer"] for line in train) == 8
+        assert {line["generated_tokens"] > 0 for line in train} == {True, False}
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3])
+def test_micro_batches_change_nothing(student, teacher, tmp_path, micro_batch_size):
+    """The tokens are counted after the student has written, over the whole window."""
+    settings = {"lmbda": 1.0, "max_new_tokens": 9, "validation_share": 0, "steps": 3}
+    whole = run(gkd, tmp_path / "whole", student, teacher, **settings)
+    cut = run(gkd, tmp_path / "cut", student, teacher, **settings, micro_batch_size=micro_batch_size)
+    same(whole, cut)
+    for one, other in zip(lines(tmp_path / "whole"), lines(tmp_path / "cut"), strict=True):
+        assert one["tokens"] == other["tokens"] == one["generated_tokens"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+def test_how_long_the_unused_answers_are_plays_no_part(student, teacher, tmp_path):
+    """TRL's GKDTrainer divides by the tokens of the answers that it does not use."""
+    from tests.trainers.tiny import story
+
+    settings = {"lmbda": 1.0, "max_new_tokens": 6, "validation_share": 0, "steps": 1}
+    found = []
+    for words in (1, 20):
+        samples = [story(n, words=words) for n in range(4)]
+        run(gkd, tmp_path / str(words), student, teacher, samples, **settings)
+        (line,) = lines(tmp_path / str(words))
+        found.append((line["loss"], line["grad_norm"], line["tokens"]))
+    assert found[0] == pytest.approx(found[1])
+
+
+SHARED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tests.trainers import test_on_policy as t
+for name in ("white_box", "gkd"):
+    settings = {**t.SETTINGS[name], **t.SHARED_SETTINGS}
+    t.run(t.MODULES[name], Path(sys.argv[2]) / name, sys.argv[3], sys.argv[4], load=False, **settings)
+"""
+SHARED_SETTINGS = {
+    "steps": 4,
+    "batch_size": 6,
+    "micro_batch_size": 2,
+    "checkpoint_every": 2,
+    "keep_checkpoints": True,
+}
+
+
+def test_two_processes_make_the_loss_and_gradient_of_one(student, teacher, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    (tmp_path / "shared.py").write_text(SHARED)
+    done = subprocess.run(
+        [*launch, str(tmp_path / "shared.py"), str(ROOT), str(tmp_path / "two"), student, teacher],
+        capture_output=True, text=True, timeout=300, env=ALONE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("white_box", "gkd"):
+        run(MODULES[name], tmp_path / "one" / name, student, teacher, **{**SETTINGS[name], **SHARED_SETTINGS})
+        one, two = lines(tmp_path / "one" / name), lines(tmp_path / "two" / name)
+        assert [line["step"] for line in one] == [line["step"] for line in two]
+        for mine, theirs in zip(one, two, strict=True):
+            assert mine["tokens"] == theirs["tokens"]
+            assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+            assert mine.get("grad_norm", 0) == pytest.approx(theirs.get("grad_norm", 0), rel=1e-3)
+        from safetensors.torch import load_file
+
+        same(*(load_file(tmp_path / n / name / "model" / "model.safetensors") for n in ("one", "two")))
+        assert len(list((tmp_path / "two" / name / "checkpoints").rglob("kdbench_source-1.json"))) == 1
+
+
+def test_what_it_cost_is_in_every_line(student, teacher, tmp_path):
+    run(gkd, tmp_path, student, teacher, lmbda=1.0, max_new_tokens=6)
+    for line in lines(tmp_path, "train"):
+        phases = [line[f"seconds_{name}"] for name in ("generate", "teacher", "student", "loss", "optimizer")]
+        assert all(spent > 0 for spent in phases)
+        assert sum(phases) == pytest.approx(line["seconds"], abs=0.002)
+        assert line["peak_memory_mb"] > 10
+        assert 0 <= line["padding"] < 1
+
+
+def test_a_foreign_or_broken_checkpoint_is_named(student, teacher, tmp_path):
+    settings = {"steps": 4, "checkpoint_every": 2, "keep_checkpoints": True, "validation_share": 0}
+    run(distillm, tmp_path, student, teacher, **settings)
+    (checkpoint,) = (tmp_path / "checkpoints").glob("checkpoint-*")
+    state = checkpoint / "kdbench_source-0.json"
+    kept = state.read_text()
+    state.write_text("{")
+    with pytest.raises(
+        RunFailed, match=r"checkpoint-2 has no readable kdbench_source-0.json; go on with as many"
+    ):
+        run(distillm, tmp_path, student, teacher, resume=True, **settings)
+    state.write_text(kept)
+    (checkpoint / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(RunFailed, match=r"checkpoint-2 is broken or of another training .*--overwrite"):
+        run(distillm, tmp_path, student, teacher, resume=True, **settings)
+
+
+def test_adapters_are_trained_alone_and_added_to_the_weights(student, teacher, tmp_path):
+    from kdbench.models.loading import load_model
+
+    lora = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "down_proj"]}
+    weights = run(gkd, tmp_path / "merged", student, teacher, lora=lora, max_new_tokens=6, steps=6)
+    before = load_model(student, device="cpu").state_dict()
+    changed = {name for name in weights if not torch.equal(weights[name], before[name])}
+    assert changed == {
+        f"model.layers.{layer}.{part}.weight"
+        for layer in (0, 1)
+        for part in ("self_attn.q_proj", "mlp.down_proj")
+    }
+    run(white_box, tmp_path / "apart", student, teacher, lora={**lora, "merge": False}, load=False)
+    names = {path.name for path in (tmp_path / "apart" / "model").glob("*.safetensors")}
+    assert names == {"adapter_model.safetensors"}
+    with pytest.raises(ConfigError, match=r"lora.targets = \['nowhere'\].*or all-linear"):
+        run(gkd, tmp_path / "none", student, teacher, lora={"targets": ["nowhere"]})
+
+
+@pytest.mark.parametrize(
+    ("module", "settings", "message"),
+    [
+        (gkd, {"lmbda": 1.5}, "lmbda"),
+        (gkd, {"beta": -0.1}, "beta"),
+        (distillm, {"alpha": 1.0}, "alpha"),
+        (gkd, {"kd_temperature": 0}, "kd_temperature"),
+        (gkd, {"sampling_temperature": 3}, "sampling_temperature"),
+        (distillm, {"buffer_size": 3}, "buffer_size 3 holds no batch of 4"),
+        (white_box, {"normalize_jsd": True}, "normalize_jsd belongs to divergence jsd, not to forward_kl"),
+        (white_box, {"token_scaling": 0}, "token_scaling"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(module, settings, message):
+    from kdbench.config import build
+
+    with pytest.raises(ConfigError, match=message):
+        build(module.Config, {"batch_size": 4, **settings}, "trainer")
+
+
+def test_a_teacher_that_answers_with_no_numbers_is_named(student, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from tests.trainers.tiny import save_model
+
+    broken = save_model(tmp_path / "broken", seed=2, hidden=24)
+    weights = load_file(Path(broken) / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, Path(broken) / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        RunFailed, match=r"The teacher '.*broken' answers with numbers that are none .* samples of s"
+    ):
+        run(white_box, tmp_path / "out", student, broken, stories(8))
+
+
+def test_token_scaling_puts_weight_on_what_the_teacher_found_hard(student, teacher, tmp_path):
+    plain = run(white_box, tmp_path / "plain", student, teacher, validation_share=0, steps=2)
+    mild = run(white_box, tmp_path / "mild", student, teacher, validation_share=0, steps=2, token_scaling=1e6)
+    same(plain, mild, rtol=1e-3, atol=1e-3)
+    run(white_box, tmp_path / "sharp", student, teacher, validation_share=0, steps=2, token_scaling=0.5)
+    first = [lines(tmp_path / name)[0]["loss"] for name in ("plain", "sharp")]
+    assert first[0] != pytest.approx(first[1], rel=1e-2)

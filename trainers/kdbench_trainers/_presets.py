@@ -1,0 +1,72 @@
+"""What the methods that learn a teacher's distribution have in common; torch is imported inside.
+
+distil("gkd", samples, teacher="smollm2", ..., source=lambda writer: Mixed(writer, 0.5, seed=0))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdbench.errors import ConfigError
+from kdbench.models.weights import require_train
+from kdbench.records import Completion
+from kdbench_trainers._config import DistillConfig, OnPolicyConfig
+
+if TYPE_CHECKING:
+    from kdbench.models.sequences import Reader
+    from kdbench_trainers._sources import Source, Writer
+
+
+def distil(
+    method: str,
+    samples: Sequence[Completion],
+    *,
+    teacher: str | None,
+    student: str,
+    out: Path,
+    config: DistillConfig,
+    resume: bool,
+    source: Callable[[Writer], Source] | None = None,
+) -> None:
+    """Train `student` towards the distribution of `teacher`; `out/model` holds the result.
+
+    `source` says whose sequences are learnt from, given who writes the student's own; the data's if not
+    said. Raises ConfigError without a teacher or with one of another vocabulary, MissingExtra,
+    NothingLeft, UsageError.
+    """
+    if teacher is None:
+        raise ConfigError(
+            f"The trainer {method} learns a teacher's distribution and no teacher is given; "
+            "name one with --teacher, or use black_box"
+        )
+    require_train(f"the trainer {method}")
+    from kdbench_trainers._fit import fit
+    from kdbench_trainers._models import load_student
+    from kdbench_trainers._sources import Data
+    from kdbench_trainers._teacher import load_teacher
+    from kdbench_trainers._trainer import Plan
+
+    reader, model = load_student(student, config)
+    teacher_reader, lesson = load_teacher(teacher, student, reader, model, config)
+    whose: Source = Data()
+    if source is not None:
+        assert isinstance(config, OnPolicyConfig)
+        whose = source(_writer(model, reader, teacher_reader, config))
+    fit(
+        samples, student=reader, teacher=teacher_reader, model=model, plan=Plan(lesson, whose), out=out,
+        config=config, resume=resume,
+    )  # fmt: skip
+
+
+def _writer(model: Any, student: Reader, teacher: Reader, config: OnPolicyConfig) -> Writer:
+    from kdbench.models.sequences import sequence_limit
+    from kdbench.teacher import Sampling
+    from kdbench_trainers._sources import Writer
+
+    limit, _ = sequence_limit(config.max_length, student, teacher)
+    sampling = Sampling(
+        temperature=config.sampling_temperature, top_p=config.top_p, max_tokens=config.max_new_tokens
+    )
+    return Writer(model, student.tokenizer, sampling, limit=limit, seed=config.seed)
