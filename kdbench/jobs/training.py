@@ -7,7 +7,8 @@
                    checkpoints/     until it is done
                    run.json DONE    where it came from
 
-A training that was cut off goes on from its last checkpoint with `resume`, to the same weights.
+A training that was cut off goes on from its last checkpoint with `resume`, to the same weights. Several
+processes (`accelerate launch -m kdbench.cli train ...`) share one training and write one run directory.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from kdbench.config import StrictConfig, build, suggestion
 from kdbench.errors import ConfigError, DataError, NothingLeft, RunDirError, UsageError
 from kdbench.jsonl import read_samples
 from kdbench.models.weights import local_weights, weights_sha256
+from kdbench.processes import this_process
 from kdbench.provenance import file_sha256, folder_sha256, source_sha256
 from kdbench.records import Completion
 from kdbench.reporting.model_card import write_model_card
@@ -95,6 +97,11 @@ def train(
         if is_done(path):
             log.info("%s is finished already, from the same data, student and settings", path)
             return path
+    if not this_process().is_first:  # the first one keeps the run directory for all
+        trainer.module.train(
+            samples, teacher=teacher, student=student, out=path, config=trainer.config, resume=resume
+        )
+        return path
     written = {
         "trainer": trainer.name,
         "data": [str(one) for one in paths],
@@ -225,11 +232,23 @@ def _stats(path: Path) -> dict[str, Any]:
     tokens = sum(int(line.get("tokens", 0)) for line in steps)
     seconds = sum(float(line.get("seconds", 0)) for line in steps)
     held_out = [float(line["loss"]) for line in lines if line.get("split") == "validation"]
+    phases = dict.fromkeys((key for line in steps for key in line if key.startswith("seconds_")), 0.0)
+    for line in steps:
+        for key in phases:
+            phases[key] += float(line.get(key, 0))
     return {
         "steps": max((int(line["step"]) for line in steps), default=0),
         "tokens": tokens,
         "seconds": round(seconds, 3),
         **({"tokens_per_second": round(tokens / seconds, 1)} if seconds else {}),
+        **(
+            {"phases": {k.removeprefix("seconds_"): round(v, 3) for k, v in phases.items()}} if phases else {}
+        ),
+        **{
+            name: over(float(line[name]) for line in steps if name in line)
+            for name, over in (("generated_tokens", sum), ("peak_memory_mb", max))
+            if any(name in line for line in steps)
+        },
         "parameters": _parameters(path / "model"),
         **({"validation_loss": held_out[-1]} if held_out else {}),
     }

@@ -38,6 +38,8 @@ def render(runs: Sequence[Run]) -> str:
         head=_headline(evaluations, by_kind["train"], runs),
         evaluations=evaluations,
         training=_sections.training_curves(by_kind["train"]),
+        training_rows=_sections.training_rows(by_kind["train"]),
+        phases=_sections.PHASES,
         influence=_sections.block_influence(by_kind["student"]),
         data=_sections.data_rows(by_kind["generate"]),
         rejections=_sections.rejection_charts(by_kind["generate"]),

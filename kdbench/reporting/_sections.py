@@ -47,6 +47,46 @@ class DataRow:
     share: float
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """One training in the table of what it cost; all ready to print."""
+
+    name: str
+    method: str
+    steps: str
+    tokens: str
+    generated: str
+    speed: str
+    seconds: str
+    phases: tuple[str, ...]
+    memory: str
+
+
+PHASES = ("generate", "teacher", "student", "loss", "optimizer")
+
+
+def training_rows(runs: Iterable[Run]) -> list[TrainingRow]:
+    """What each training cost, by phase."""
+    return [_training_row(run) for run in runs if run.stats.get("phases")]
+
+
+def _training_row(run: Run) -> TrainingRow:
+    stats = run.stats
+    phases = stats["phases"]
+    generated, memory = stats.get("generated_tokens"), stats.get("peak_memory_mb")
+    return TrainingRow(
+        name=run.name,
+        method=str(run.info.get("trainer", "")),
+        steps=f"{stats.get('steps', 0):,}",
+        tokens=f"{stats.get('tokens', 0):,}",
+        generated=f"{generated:,.0f}" if generated else "",
+        speed=significant(stats.get("tokens_per_second", 0)),
+        seconds=duration(float(stats.get("seconds", 0))),
+        phases=tuple(duration(phases[name]) if phases.get(name) else "" for name in PHASES),
+        memory=f"{memory:,.0f} MB" if memory else "",
+    )
+
+
 def training_curves(runs: Iterable[Run]) -> list[Figure]:
     """One picture per training: losses of different methods are not on one scale."""
     figures = []

@@ -119,6 +119,13 @@ def test_curves_charts_and_costs(page, html):
     assert "and 12 from a log" in page.text("td")
 
 
+def test_what_the_trainings_cost_is_there_by_phase(page):
+    cells = page.text("td")
+    assert "216,000" in cells
+    assert "8 min 50 s" in cells
+    assert "1 min 2 s 5 min 20 s 2 min 10 s 18 s 2,450 MB" in cells
+
+
 def test_the_lineage_joins_runs_by_equal_hashes(page):
     assert {TEACHER_SHA, PRUNED_SHA, BLACK_SHA, WHITE_SHA} <= set(page.titles)
     chain = page.text("article")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -155,7 +158,7 @@ def test_bad_input_is_refused_before_a_directory_is_made(own, data, weights, tmp
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("method", ["black_box", "white_box"])
+@pytest.mark.parametrize("method", ["black_box", "white_box", "gkd", "distillm"])
 def test_shipped_trainers(method, data, tmp_path):
     pytest.importorskip("torch")
     student, teacher = (save_model(tmp_path / name, seed=n) for n, name in enumerate(["student", "teacher"]))
@@ -167,7 +170,34 @@ def test_shipped_trainers(method, data, tmp_path):
     assert info["stats"]["parameters"] > 1000
     assert info["stats"]["validation_loss"] > 0
     assert info["weights_sha256"] != info["student"]["weights_sha256"]
-    assert bool(info["teacher"]["weights_sha256"]) == (method == "white_box")
+    assert bool(info["teacher"]["weights_sha256"]) == (method != "black_box")
+    phases = info["stats"]["phases"]
+    assert sum(phases.values()) == pytest.approx(info["stats"]["seconds"], abs=0.01)
+    assert info["stats"]["peak_memory_mb"] > 10
+
+
+@pytest.mark.medium
+def test_processes_that_a_launcher_starts_write_one_run_directory(data, tmp_path):
+    pytest.importorskip("torch")
+    student, teacher = (save_model(tmp_path / name, seed=n) for n, name in enumerate(["student", "teacher"]))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = ["-m", "kdbench.cli", "train", "gkd", "--data", str(data), "--student", student, "--teacher"]
+    sets = ["steps=3", "batch_size=2", "device=cpu", "max_new_tokens=4", "checkpoint_every=2"]
+    command += [teacher, "--out", str(tmp_path / "out"), *(part for one in sets for part in ("--set", one))]
+    done = subprocess.run(
+        [*launch, *command], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Done: ") == 1
+    assert is_done(tmp_path / "out")
+    assert read_info(tmp_path / "out")["stats"]["steps"] == 3
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == [0, 1, 2, 3, 3]
+    again = subprocess.run([*launch, *command], capture_output=True, text=True)
+    assert again.returncode != 0
+    assert "is in use; use --resume to go on" in again.stderr
 
 
 def staged(folder, stages):
