@@ -25,14 +25,14 @@ from typing import Any
 
 from kdbench import plugins
 from kdbench.config import StrictConfig, build, suggestion
-from kdbench.errors import ConfigError, DataError, NothingLeft, RunDirError, UsageError
-from kdbench.jsonl import read_samples
+from kdbench.errors import ConfigError, DataError, RunDirError, UsageError
+from kdbench.jobs._completions import data_sha256, read_completions
 from kdbench.models.weights import local_weights, weights_sha256
 from kdbench.processes import this_process
-from kdbench.provenance import file_sha256, folder_sha256, source_sha256
+from kdbench.provenance import folder_sha256, source_sha256
 from kdbench.records import Completion
 from kdbench.reporting.model_card import write_model_card
-from kdbench.rundir import IfExists, RunDir, is_done, read_info, require
+from kdbench.rundir import IfExists, RunDir, is_done, read_info
 
 KIND = "train"
 log = logging.getLogger("kdbench")
@@ -78,12 +78,12 @@ def train(
             "name one with --teacher, or use black_box"
         )
     paths = [Path(data)] if isinstance(data, str | Path) else [Path(one) for one in data]
-    samples = list(islice(_chosen(_samples(paths), where or {}), limit))
+    samples = list(islice(_chosen(read_completions(paths), where or {}), limit))
     fingerprint = {
         "trainer": trainer.name,
         "trainer_source": trainer.source_sha256,
         "config": trainer.config.model_dump(mode="json"),
-        "data_sha256": _data_sha256(paths),
+        "data_sha256": data_sha256(paths),
         "where": dict(where) if where else None,
         "limit": limit,
         "student_weights": weights_sha256(local_weights(student)),
@@ -155,29 +155,6 @@ def _chosen(samples: Sequence[Completion], where: Mapping[str, Any]) -> Sequence
             )
         samples = kept
     return samples
-
-
-def _samples(runs: Sequence[Path]) -> list[Completion]:
-    """The completions of the runs, in order. Raises RunDirError, DataError, NothingLeft."""
-    found: list[Completion] = []
-    foreign = 0
-    for path in runs:
-        require(path, "generate")
-        for sample in read_samples(path / "samples.jsonl"):
-            if isinstance(sample, Completion):
-                found.append(sample)
-            else:
-                foreign += 1
-    if foreign:
-        log.warning("%d samples are no completions and are left out", foreign)
-    if not found:
-        raise NothingLeft(f"No completion to train on in {', '.join(map(str, runs))}; generate some first")
-    return found
-
-
-def _data_sha256(runs: Sequence[Path]) -> str | dict[str, str]:
-    found = [file_sha256(path / "samples.jsonl") for path in runs]
-    return found[0] if len(found) == 1 else {str(number): sha256 for number, sha256 in enumerate(found)}
 
 
 def _check_same(path: Path, fingerprint: Mapping[str, Any]) -> None:
