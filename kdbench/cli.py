@@ -3,6 +3,7 @@
     kdbench run tinystories --quick
     kdbench generate tinystories --teacher scripted -n 100 --out runs/stories
     kdbench list
+    kdbench chat runs/student
 
 Exit codes: 0 done, 1 a run that failed, 2 a usage or config error, 130 Ctrl-C. A user's mistake is one
 sentence.
@@ -23,6 +24,7 @@ from rich.table import Table
 from kdbench import plugins
 from kdbench.config import load_yaml, with_sets
 from kdbench.errors import KdbenchError, UsageError
+from kdbench.processes import this_process
 
 app = typer.Typer(
     help=__doc__.split("\n", 1)[0],
@@ -33,6 +35,7 @@ app = typer.Typer(
 
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Change one config key: key.sub=value.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the config.")]
+STUDENTS = "students"
 Out = Annotated[Path, typer.Option("--out", help="Run directory to make.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew in a used directory.")]
@@ -180,7 +183,8 @@ def student(
     teacher: Annotated[str, typer.Option("--teacher", help="The teacher's weights: smollm2, hf:PATH.")],
     out: Out,
     data: Annotated[
-        Path | None, typer.Option("--data", help="A generate run; pruning measures on it.")
+        Path | None,
+        typer.Option("--data", help="A generate run: pruning measures on it, trimming keeps its tokens."),
     ] = None,
     sets: Sets = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
@@ -221,6 +225,26 @@ def train(
 
 
 @app.command()
+def signals(
+    data: Annotated[list[Path], typer.Option("--data", help="A finished generate run; may be repeated.")],
+    teacher: Annotated[str, typer.Option("--teacher", help="The teacher's weights: smollm2, hf:PATH.")],
+    out: Out,
+    sets: Sets = None,
+    config: ConfigFile = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Put down what a teacher says about a data set, so that trainings need it no more."""
+    from kdbench.jobs.signals_job import store_signals
+
+    settings = with_sets(load_yaml(config) if config else {}, sets or [])
+    store_signals(
+        data=list(data), teacher=teacher, out=out, config=settings, resume=resume, overwrite=overwrite
+    )
+    _say(f"Done: {out}")
+
+
+@app.command()
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Models or runs; NAME=MODEL gives one a name.")],
     data: Annotated[Path, typer.Option("--data", help="A finished generate run of held-out samples.")],
@@ -250,6 +274,20 @@ def evaluate(
 
 
 @app.command()
+def chat(
+    student: Annotated[str, typer.Argument(help="A train or student run, a folder of weights, or smollm2.")],
+    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.7,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest reply, in tokens.")] = 512,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+) -> None:
+    """Talk to a model; without a terminal, every line of stdin is a message."""
+    from kdbench.jobs.chatting import chat as work
+
+    work(student, system=system, temperature=temperature, max_tokens=max_tokens, seed=seed)
+
+
+@app.command()
 def report(
     dirs: Annotated[list[Path], typer.Argument(help="A job's directory, or run directories.")],
 ) -> None:
@@ -261,18 +299,38 @@ def report(
 
 @app.command("list")
 def list_plugins(
-    group: Annotated[str | None, typer.Argument(help=f"One of {', '.join(plugins.GROUPS)}.")] = None,
+    group: Annotated[
+        str | None, typer.Argument(help=f"One of {', '.join(plugins.GROUPS)}, or students.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="students: the weights they would be made from.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="students: a generate run, to trim the vocabulary to it.")
+    ] = None,
 ) -> None:
-    """List the teachers, recipes, curators, trainers and metrics that are installed."""
+    """List what is installed: teachers, recipes, curators, trainers, metrics; or a teacher's students."""
+    console = Console()
+    if group == STUDENTS:
+        from kdbench.jobs.listing_students import list_students
+
+        if teacher is None:
+            raise UsageError("list students needs --teacher T, the weights they would be made from")
+        list_students(teacher, console, data)
+        return
     if group is not None and group not in plugins.GROUPS:
-        raise UsageError(f"No group '{group}'; choose one of {', '.join(plugins.GROUPS)}")
+        raise UsageError(f"No group '{group}'; choose one of {', '.join([*plugins.GROUPS, STUDENTS])}")
+    if teacher is not None or data is not None:
+        raise UsageError("--teacher and --data are of `kdbench list students`; leave them out")
     table = Table(box=None, pad_edge=False)
     for heading in ("group", "name", "what it is"):
         table.add_column(heading, overflow="fold")
     for one in [group] if group else plugins.GROUPS:
         for name in plugins.names(one):
             table.add_row(one, name, plugins.summary(plugins.load(one, name)))
-    Console().print(table, highlight=False)
+    console.print(table, highlight=False)
+    if group is None:
+        console.print("\nStudents of a teacher, with their sizes: kdbench list students --teacher T")
 
 
 @app.command()
@@ -296,7 +354,8 @@ def show(
 
 
 def _say(text: str) -> None:
-    Console(stderr=True).print(text, style="bold", markup=False, highlight=False)
+    if this_process().is_first:
+        Console(stderr=True).print(text, style="bold", markup=False, highlight=False)
 
 
 def _set_up_logging() -> None:
@@ -308,7 +367,7 @@ def _set_up_logging() -> None:
     )
     logger = logging.getLogger("kdbench")
     logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if this_process().is_first else logging.ERROR)
     logger.propagate = False
 
 

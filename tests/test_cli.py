@@ -131,9 +131,49 @@ def test_dry_run_asks_nobody_and_shows_requests_and_cost(tmp_path: Path, run_mai
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("list", "student"), ["No group 'student'", "metrics, students"]),
+        (("list", "students"), ["list students needs --teacher T"]),
+        (
+            ("list", "metrics", "--teacher", "smollm2"),
+            ["--teacher and --data are of `kdbench list students`"],
+        ),
+        (("list", "students", "--teacher", "nowhere"), ["No model 'nowhere'", "give smollm2"]),
+        (("chat", "nowhere"), ["No model 'nowhere'", "give smollm2"]),
+        (("chat", "nowhere", "--temperature", "9"), ["Config of chat: temperature = 9"]),
+    ],
+)
+def test_bad_words_of_list_and_chat_are_one_sentence(
+    run_main, words: tuple[str, ...], says: list[str]
+) -> None:
+    code, printed = run_main(*words)
+    assert code == 2, printed
+    for part in says:
+        assert part in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.medium
+def test_chat_answers_a_script(tmp_path: Path) -> None:
+    from tests.support import byte_llama
+
+    ref = byte_llama.save(tmp_path, layers=1)
+    done = subprocess.run(
+        [sys.executable, "-m", "kdbench.cli", "chat", ref, "--max-tokens", "4", "--temperature", "0"],
+        input="Hi\n/reset\nHi\n", capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    half = len(done.stdout) // 2
+    assert done.stdout[:half] == done.stdout[half:] != "\n"
+    assert done.stderr == ""
+
+
 def test_list_and_show(run_main) -> None:
     code, printed = run_main("list")
     assert code == 0
+    assert "kdbench list students --teacher T" in printed
     for name in ("tinystories", "black_box", "white_box", "scripted", "openai_compatible", "perplexity"):
         assert name in printed
     code, printed = run_main("show", "tinystories")

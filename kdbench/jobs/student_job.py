@@ -18,7 +18,8 @@ from kdbench.records import Completion
 from kdbench.rundir import IfExists, RunDir, require
 
 KIND = "student"
-SAMPLE_TEXTS = 32  # enough for Block Influence: it is a mean over thousands of tokens
+SAMPLES = "samples.jsonl"
+SAMPLE_TEXTS = 32  # enough for Block Influence and width: they are means over thousands of tokens
 
 
 def make_student(
@@ -32,7 +33,8 @@ def make_student(
 ) -> Path:
     """Make a student from weights, from scratch or pruned from its teacher; `out/model` holds it.
 
-    `data` is a generate run whose first samples show the teacher at work: pruning measures on them.
+    `data` is a generate run whose first samples show the teacher at work: pruning measures on them. Where the
+    vocabulary is trimmed, all of its prompts and completions say which tokens are kept.
     Raises ConfigError, MissingExtra, RunDirError, DataError.
     """
     try:
@@ -53,7 +55,10 @@ def make_student(
     written = {"student": fingerprint["student"], "teacher": teacher, "seed": seed}
     run = RunDir.create(Path(out), kind=KIND, config=written, fingerprint=fingerprint, if_exists=how)
     try:
-        stats = make(settings, teacher=teacher, out=run.path / "model", sample_text=texts, seed=seed)
+        stats = make(
+            settings, teacher=teacher, out=run.path / "model", sample_text=texts, seed=seed,
+            samples=read_samples(Path(data) / SAMPLES) if data is not None else (),
+        )  # fmt: skip
         run.finish(
             teacher={"spec": teacher, "weights_sha256": fingerprint["teacher_weights"]},
             weights_sha256=weights_sha256(run.path / "model"),
@@ -67,6 +72,6 @@ def make_student(
 
 def _sample_texts(data: Path) -> tuple[list[str], str]:
     require(data, "generate")
-    path = data / "samples.jsonl"
+    path = data / SAMPLES
     completions = (s.text for s in read_samples(path) if isinstance(s, Completion))
     return list(islice(completions, SAMPLE_TEXTS)), file_sha256(path)

@@ -23,9 +23,8 @@ def block_influence(model: Any, tokenizer: Any, texts: Sequence[str], max_tokens
     """
     import torch
 
-    layers = model.get_decoder().layers
+    layers = decoder_layers(model)
     sums = [0.0] * len(layers)
-    tokens = 0
 
     def measure(i: int, before: Any, after: Any) -> None:
         cosine = torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=-1)
@@ -35,18 +34,27 @@ def block_influence(model: Any, tokenizer: Any, texts: Sequence[str], max_tokens
         layer.register_forward_hook(_Hook(i, measure), with_kwargs=True) for i, layer in enumerate(layers)
     ]
     try:
-        with torch.inference_mode():
-            for text in texts:
-                ids = tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]
-                if ids:
-                    tokens += len(ids)
-                    model.get_decoder()(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+        tokens = read_through(model, tokenizer, texts, max_tokens)
     finally:
         for hook in hooks:
             hook.remove()
     if not tokens:
         raise UsageError("Block Influence needs sample text, and none was given; prune with samples at hand")
     return [total / tokens for total in sums]
+
+
+def read_through(model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int) -> int:
+    """Let the model read every text, one at a time, for whoever hooked into it; the tokens read."""
+    import torch
+
+    tokens = 0
+    with torch.inference_mode():
+        for text in texts:
+            ids = tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]
+            if ids:
+                tokens += len(ids)
+                model.get_decoder()(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    return tokens
 
 
 class _Hook:
@@ -59,6 +67,17 @@ class _Hook:
     def __call__(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         before = args[0] if args else kwargs["hidden_states"]
         self.measure(self.layer, before, output[0] if isinstance(output, tuple) else output)
+
+
+def decoder_layers(model: Any) -> Any:
+    """The layers of a model's decoder. Raises UsageError for a model that keeps them elsewhere."""
+    layers = getattr(model.get_decoder(), "layers", None)
+    if layers is None:
+        raise UsageError(
+            f"A {model.config.model_type} model cannot be pruned: its decoder has no list named `layers`; "
+            "make a student of kind 'scratch' or 'weights'"
+        )
+    return layers
 
 
 def highest(scores: Sequence[float], count: int) -> list[int]:
@@ -75,7 +94,7 @@ def keep_layers(model: Any, kept: Sequence[int]) -> None:
     import torch
 
     decoder = model.get_decoder()
-    old = len(decoder.layers)
+    old = len(decoder_layers(model))
     if not kept or any(not 0 <= i < old for i in kept):
         raise UsageError(f"A model of {old} layers cannot keep the layers {list(kept)}; keep 1 to {old}")
     decoder.layers = torch.nn.ModuleList(decoder.layers[i] for i in kept)
