@@ -32,7 +32,7 @@ from kdbench.processes import this_process
 from kdbench.provenance import folder_sha256, source_sha256
 from kdbench.records import Completion
 from kdbench.reporting.model_card import write_model_card
-from kdbench.rundir import IfExists, RunDir, is_done, read_info
+from kdbench.rundir import IfExists, RunDir, is_done, read_info, require
 
 KIND = "train"
 log = logging.getLogger("kdbench")
@@ -47,6 +47,7 @@ class _Trainer:
     config: StrictConfig
     source_sha256: str | None
     needs_teacher: bool
+    signals: Path | None  # what is learnt from in place of a teacher
 
 
 def train(
@@ -90,6 +91,7 @@ def train(
         "teacher_weights": weights_sha256(local_weights(teacher))
         if trainer.needs_teacher and teacher
         else None,
+        **({"signals": require(trainer.signals, "signals")["fingerprint"]} if trainer.signals else {}),
     }
     path = Path(out)
     if resume and (path / "run.json").is_file():
@@ -131,12 +133,15 @@ def _load(method: str | Path, config: Mapping[str, Any]) -> _Trainer:
     name = path.stem if own_file else str(method)
     # What a shipped trainer shares with its neighbours decides the result, too.
     folder = None if own_file or module.__file__ is None else Path(module.__file__).parent
+    built = build(plugins.config_class(module), config, f"trainer {name}")
+    signals = getattr(built, "signals", None)
     return _Trainer(
         name=name,
         module=module,
-        config=build(plugins.config_class(module), config, f"trainer {name}"),
+        config=built,
         source_sha256=folder_sha256(folder, ["*.py"]) if folder else source_sha256(module),
-        needs_teacher=bool(getattr(module, "NEEDS_TEACHER", False)),
+        needs_teacher=bool(getattr(module, "NEEDS_TEACHER", False)) and signals is None,
+        signals=signals,
     )
 
 

@@ -16,10 +16,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kdbench.config import canonical_hash
 from kdbench.errors import NothingLeft, UsageError
 from kdbench.models.chat import end_ids, prompt_ids
 from kdbench.records import Completion, Message
@@ -37,6 +38,7 @@ class TokenSequence:
     completion: tuple[int, ...]
     teacher_prompt: tuple[int, ...] = ()
     weight: float = 1.0
+    text: str = ""  # the name of what the teacher reads: `text_key`
 
     @property
     def length(self) -> int:
@@ -52,19 +54,45 @@ class Reader:
     configs: tuple[Any, ...] = ()
 
 
+def text_key(sample: Completion) -> str:
+    """The name of what a teacher reads of a sample: its prompt there, the completion, and how that ends."""
+    turns = [(turn.role, turn.content) for turn in sample.teacher_prompt or sample.prompt]
+    return canonical_hash([turns, sample.text, _is_cut_off(sample)])
+
+
 def encode(
-    samples: Iterable[Completion], student: Reader, teacher: Reader | None, max_length: int
+    samples: Iterable[Completion],
+    student: Reader,
+    teacher: Reader | None,
+    max_length: int,
+    *,
+    stored: Callable[[str], Sequence[int] | None] | None = None,
 ) -> list[TokenSequence]:
     """Sequences of the samples that fit into `max_length` and the models' windows; the others are counted.
 
-    Raises NothingLeft where none fits, UsageError where the student's tokenizer has no end of turn.
+    `stored` gives the completion's tokens by `text_key`, where they were put down before, and they are not
+    made anew; samples of which it knows nothing are left out. Raises NothingLeft where none fits,
+    UsageError where the student's tokenizer has no end of turn.
     """
     end = end_of_turn(student)
     limit, whose = sequence_limit(max_length, student, teacher)
     dropped: Counter[str] = Counter()
     kept: list[TokenSequence] = []
     for number, sample in enumerate(samples):
-        sequence = _encode_one(sample, student, teacher, end, key=len(kept), number=number)
+        key, text = len(kept), text_key(sample)
+        completion = stored(text) if stored is not None else completion_ids(sample, student.tokenizer, end)
+        if completion is None:
+            dropped["the stored signals hold nothing about them: other text, or too long for the store"] += 1
+            continue
+        sequence = TokenSequence(
+            key=key,
+            group=sample.group or sample.id or f"sample {number}",
+            prompt=tuple(prompt_ids(student.tokenizer, sample.prompt)),
+            completion=tuple(completion),
+            teacher_prompt=tuple(teacher_ids(sample, teacher)),
+            weight=sample.weight,
+            text=text,
+        )
         reason = _why_not(sequence, limit, whose)
         if reason:
             dropped[reason] += 1
@@ -80,24 +108,21 @@ def encode(
     return kept
 
 
-def _encode_one(
-    sample: Completion, student: Reader, teacher: Reader | None, end: int, *, key: int, number: int
-) -> TokenSequence:
-    completion = student.tokenizer(sample.text, add_special_tokens=False)["input_ids"]
-    cut_off = sample.origin is not None and sample.origin.finish_reason == "length"
-    if completion and not cut_off:
-        completion = [*completion, end]
-    teacher_prompt = (
-        prompt_ids(teacher.tokenizer, sample.teacher_prompt or sample.prompt) if teacher is not None else []
-    )
-    return TokenSequence(
-        key=key,
-        group=sample.group or sample.id or f"sample {number}",
-        prompt=tuple(prompt_ids(student.tokenizer, sample.prompt)),
-        completion=tuple(completion),
-        teacher_prompt=tuple(teacher_prompt),
-        weight=sample.weight,
-    )
+def completion_ids(sample: Completion, tokenizer: Any, end: int) -> list[int]:
+    """The completion's tokens, with the end of turn unless it was cut off; none of an empty one."""
+    ids: list[int] = tokenizer(sample.text, add_special_tokens=False)["input_ids"]
+    return [*ids, end] if ids and not _is_cut_off(sample) else ids
+
+
+def teacher_ids(sample: Completion, teacher: Reader | None) -> list[int]:
+    """The teacher's prompt in its own template; nothing without a teacher."""
+    if teacher is None:
+        return []
+    return prompt_ids(teacher.tokenizer, sample.teacher_prompt or sample.prompt)
+
+
+def _is_cut_off(sample: Completion) -> bool:
+    return sample.origin is not None and sample.origin.finish_reason == "length"
 
 
 def sequence_limit(max_length: int, *readers: Reader | None) -> tuple[int, str]:

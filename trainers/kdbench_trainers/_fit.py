@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,15 @@ def fit(
     config: TrainConfig,
     resume: bool,
     teacher: Reader | None = None,
+    stored: Callable[[str], Sequence[int] | None] | None = None,
 ) -> None:
     """Train `model` and write `out/model` and `out/metrics.jsonl`; `resume` goes on from a checkpoint.
 
+    `stored` gives completions' tokens that were put down before, as in `encode`.
     Raises NothingLeft where no sample fits, KeyboardInterrupt after Ctrl-C, once a checkpoint is kept,
     RunFailed where the loss is no number any more or memory runs out, StorageError for a full disk.
     """
-    sequences = encode(samples, student, teacher, config.max_length)
+    sequences = encode(samples, student, teacher, config.max_length, stored=stored)
     train, validation = split(sequences, config.validation_share, config.seed)
     checkpoint = last_checkpoint(out / "checkpoints") if resume else None
     if config.freeze_embeddings:

@@ -60,6 +60,38 @@ def distil(
     )  # fmt: skip
 
 
+def distil_stored(
+    method: str,
+    samples: Sequence[Completion],
+    signals: Path,
+    *,
+    teacher: str | None,
+    student: str,
+    out: Path,
+    config: DistillConfig,
+    resume: bool,
+) -> None:
+    """Train `student` on what a teacher said before, in the store `signals`; no teacher is loaded.
+
+    `teacher` is only held against the store, where it is given. Raises ConfigError, DataError for a store
+    of another tokenizer, teacher or text, RunDirError, MissingExtra, NothingLeft, UsageError.
+    """
+    require_train(f"the trainer {method}")
+    from kdbench_trainers._fit import fit
+    from kdbench_trainers._models import load_student
+    from kdbench_trainers._teacher import StoredTeacher, open_store
+    from kdbench_trainers._trainer import Plan
+
+    reader, model = load_student(student, config)
+    rows = model.get_output_embeddings().weight.shape[0]
+    store = open_store(signals, samples, student, reader.tokenizer, rows, teacher)
+    lesson = StoredTeacher(store, config, str(model.device))
+    fit(
+        samples, student=reader, model=model, plan=Plan(lesson), out=out, config=config, resume=resume,
+        stored=store.tokens,
+    )  # fmt: skip
+
+
 def _writer(model: Any, student: Reader, teacher: Reader, config: OnPolicyConfig) -> Writer:
     from kdbench.models.sequences import sequence_limit
     from kdbench.teacher import Sampling

@@ -1,4 +1,4 @@
-"""The live teacher of a distillation: its final hidden states at the rows that bear loss.
+"""The teacher of a distillation, live or stored: what it says at the rows that bear loss.
 
 A hidden state of 576 float32 numbers is exact and takes 2 KB, where a row of the vocabulary's logits
 takes 200 KB: 200 stories of 150 tokens fit into 70 MB, and every later epoch is free of the teacher's
@@ -8,12 +8,13 @@ forward pass.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdbench.errors import ConfigError, RunFailed
+from kdbench.errors import ConfigError, DataError, RunFailed
 from kdbench.losses.chunked import CHUNK_ROWS, LossSums, Objective, distillation_loss
 from kdbench.losses.divergences import Divergence
 from kdbench.losses.heads import Head, head_of
@@ -21,7 +22,10 @@ from kdbench.losses.signals import HiddenStates, Signal
 from kdbench.losses.weighting import token_scaled
 from kdbench.models.loading import load_model, load_tokenizer
 from kdbench.models.rows import check_head, hidden_rows, padded
-from kdbench.models.sequences import Reader, TokenSequence
+from kdbench.models.sequences import Reader, TokenSequence, text_key
+from kdbench.models.weights import local_weights, weights_sha256
+from kdbench.records import Completion
+from kdbench.signal_store import SignalStore, tokenizer_sha256
 from kdbench_trainers._batches import by_length
 from kdbench_trainers._config import DistillConfig
 from kdbench_trainers._models import Compute
@@ -50,6 +54,34 @@ def load_teacher(
     return Reader(tokenizer, (model.generation_config, model.config)), LiveTeacher(
         teacher, model, config, vocabulary
     )
+
+
+def open_store(
+    folder: Path,
+    samples: Sequence[Completion],
+    student: str,
+    tokenizer: Any,
+    head_rows: int,
+    teacher: str | None,
+) -> SignalStore:
+    """The store of signals in `folder`, if it fits. Raises ConfigError, DataError, RunDirError."""
+    store = SignalStore.open(folder)
+    if store.info.tokenizer_sha256 != tokenizer_sha256(tokenizer) or head_rows < store.info.vocabulary:
+        raise ConfigError(
+            f"The signals in {folder} are of a tokenizer of {store.info.vocabulary:,} tokens, and the "
+            f"student '{student}' has another one; train a student with the teacher's tokenizer, or use black_box"
+        )
+    if teacher is not None and weights_sha256(local_weights(teacher)) != store.info.teacher_sha256:
+        raise ConfigError(
+            f"The signals in {folder} are of another teacher than '{teacher}'; leave out --teacher to learn "
+            "from them, or leave out signals to learn from it"
+        )
+    if not any(text_key(sample) in store for sample in samples):
+        raise DataError(
+            f"The signals in {folder} are about other texts than the data: not one of its {len(samples)} "
+            f"samples is among their {len(store)}; make them anew with kdbench signals --data"
+        )
+    return store
 
 
 def check_vocabularies(student: str, student_tokenizer: Any, teacher: str, teacher_tokenizer: Any) -> None:
@@ -97,6 +129,22 @@ class Distillation:
         unsure = torch.cat([said.cross_entropy(rows, targets[rows]) for rows in chunks])
         lengths = [len(one.completion) for one in batch["sequences"]]
         return weights * token_scaled(unsure, lengths, self._token_scaling)
+
+
+class StoredTeacher(Distillation):
+    """What the teacher said before, read from a store: no teacher is loaded."""
+
+    def __init__(self, store: SignalStore, config: DistillConfig, device: str) -> None:
+        super().__init__(config, store.info.vocabulary)
+        self._store = store
+        self._device = device
+
+    def prepare(self, sequences: Sequence[TokenSequence]) -> None:
+        """Nothing to prepare: all of it is there."""
+
+    def read(self, batch: dict[str, Any]) -> Signal:
+        """What was put down about the batch's rows, in order."""
+        return self._store.signal([one.text for one in batch["sequences"]], self._device)
 
 
 class LiveTeacher(Distillation):

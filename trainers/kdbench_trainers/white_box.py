@@ -4,8 +4,9 @@
     loss:    (1 - ce_weight) * divergence(teacher, student) + ce_weight * -log p_student(token)
 
 Word-level distillation (Hinton et al. 2015; Kim & Rush 2016, section 3.1) from a live teacher whose
-final hidden states are kept, so that it reads each sample once. The student needs the teacher's
-tokenizer. The teacher reads `teacher_prompt` where a sample has one.
+final hidden states are kept, so that it reads each sample once, or from what `kdbench signals` put down,
+without a teacher. The student needs the teacher's tokenizer. The teacher reads `teacher_prompt` where a
+sample has one.
 """
 
 from __future__ import annotations
@@ -13,15 +14,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import Field
+
 from kdbench.records import Completion
 from kdbench_trainers._config import DistillConfig
-from kdbench_trainers._presets import distil
+from kdbench_trainers._presets import distil, distil_stored
 
-NEEDS_TEACHER = True  # its weights: a run records their hash
+NEEDS_TEACHER = True  # its weights: a run records their hash; not with `signals`
 
 
 class Config(DistillConfig):
     """Settings of white_box: those of every trainer, and how the distributions are compared."""
+
+    signals: Path | None = Field(
+        None, description="a run of kdbench signals to learn from, in place of a live teacher"
+    )
 
 
 def train(
@@ -36,6 +43,12 @@ def train(
     """Train `student` towards the distribution of `teacher`; `out/model` holds the result.
 
     Raises ConfigError without a teacher or with one of another vocabulary, MissingExtra, NothingLeft,
-    UsageError.
+    UsageError; with `signals` DataError and RunDirError for a store that does not fit.
     """
-    distil("white_box", samples, teacher=teacher, student=student, out=out, config=config, resume=resume)
+    if config.signals is not None:
+        distil_stored(
+            "white_box", samples, config.signals, teacher=teacher, student=student, out=out, config=config,
+            resume=resume,
+        )  # fmt: skip
+    else:
+        distil("white_box", samples, teacher=teacher, student=student, out=out, config=config, resume=resume)
