@@ -69,7 +69,7 @@ def open_store(
     if store.info.tokenizer_sha256 != tokenizer_sha256(tokenizer) or head_rows < store.info.vocabulary:
         raise ConfigError(
             f"The signals in {folder} are of a tokenizer of {store.info.vocabulary:,} tokens, and the "
-            f"student '{student}' has another one; train a student with the teacher's tokenizer, or use black_box"
+            f"student '{student}' has another one; train one with the teacher's tokenizer, or use black_box"
         )
     if teacher is not None and weights_sha256(local_weights(teacher)) != store.info.teacher_sha256:
         raise ConfigError(
