@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +67,11 @@ def evaluate(out: Path, name: str, models: dict[str, str], data: Path) -> Path:
     """Greedy answers to one set of held-out questions."""
     scores = out / f"evaluation-{name}"
     if not is_done(scores):
-        kdbench.evaluate(
-            models, data=data, out=scores, metrics=["accuracy"], max_tokens=80, temperature=0.0,
-            resume=scores.exists(),
-        )  # fmt: skip
+        with redirect_stdout(sys.stderr):  # the page alone goes to stdout
+            kdbench.evaluate(
+                models, data=data, out=scores, metrics=["accuracy"], max_tokens=80, temperature=0.0,
+                resume=scores.exists(),
+            )  # fmt: skip
     return scores
 
 
