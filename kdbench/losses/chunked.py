@@ -4,9 +4,11 @@
     (sums.loss / targets.numel()).backward()
 
 Rows are the positions that bear loss, gathered by the caller: N rows instead of batch x length.
-For each chunk of rows the logits are made, scored, turned into the gradient in closed form, and
+For each chunk of rows the logits are made, scored, overwritten with the gradient in closed form, and
 multiplied into the gradients of hidden states and head at once, so backward has nothing to redo:
-three matrix products for the student (two where the head is frozen) and one for the teacher.
+three matrix products for the student (two where the head is frozen) and one for the teacher. Products
+want many rows at once; what is done to each number wants few, so that they stay in a CPU's cache: on a
+block of 16 rows of 49,152 it took a seventh of the time that it took on 256.
 The idea is Liger Kernel's fused linear cross-entropy (Hsu et al. 2024, arXiv:2410.10989).
 """
 
@@ -24,6 +26,7 @@ from kdbench.losses.heads import Head, product_dtype
 from kdbench.losses.signals import Signal, at_least_float32
 
 CHUNK_ROWS = 256  # 50 MB of float32 logits at a vocabulary of 49,152
+_BLOCK_NUMBERS = 2**20  # scored at once on a CPU: 4 MB of float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,10 @@ class LossSums:
     cross_entropy: Tensor
 
 
-# What a chunk is scored by: (rows, logits [n, V]) -> (rows [3, n] as in LossSums, gradient [n, V]).
+# What a block of rows is scored by: (its rows within the chunk, its logits [n, V]) -> (rows [3, n] as in
+# LossSums, gradient [n, V]); and what makes that of a chunk.
 _Score = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+_Scoring = Callable[[slice], _Score]
 
 
 def cross_entropy_loss(
@@ -74,11 +79,16 @@ def cross_entropy_loss(
     and can be asked for once, to first order.
     """
 
-    def score(rows: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = _cross_entropy(log_probabilities(logits), targets[rows])
-        return torch.stack([value, torch.full_like(value, torch.nan), value]), gradient
+    def scoring(chunk: slice) -> _Score:
+        answers = targets[chunk]
 
-    return _run(hidden, head, score, weights, chunk_rows)
+        def score(rows: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
+            value, gradient = _cross_entropy(log_probabilities(logits), answers[rows])
+            return torch.stack([value, torch.full_like(value, torch.nan), value]), gradient
+
+        return score
+
+    return _run(hidden, head, scoring, weights, chunk_rows)
 
 
 def distillation_loss(
@@ -107,10 +117,11 @@ def distillation_loss(
         raise ValueError(f"{hidden.shape[0]} rows of the student and {len(signal)} of the teacher")
     what = objective or Objective()
 
-    def score(rows: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
-        return _scored(what, logits, signal, rows, targets[rows])
+    def scoring(chunk: slice) -> _Score:
+        said, answers = signal.part(chunk), targets[chunk]
+        return lambda rows, logits: _scored(what, logits, said, rows, answers[rows])
 
-    return _run(hidden, head, score, weights, chunk_rows)
+    return _run(hidden, head, scoring, weights, chunk_rows)
 
 
 def _scored(
@@ -140,19 +151,32 @@ def _cross_entropy(student: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return value, gradient
 
 
-def _run(hidden: Tensor, head: Head, score: _Score, weights: Tensor | None, chunk_rows: int) -> LossSums:
+def _run(hidden: Tensor, head: Head, scoring: _Scoring, weights: Tensor | None, chunk_rows: int) -> LossSums:
     weight = head.weight
     if not torch.is_grad_enabled():  # a Function is told what requires a gradient, not whether one is taken
         hidden, weight = hidden.detach(), weight.detach()
 
-    def weighed(rows: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = score(rows, logits)
+    def scored(chunk: slice, logits: Tensor) -> Tensor:
+        return _overwrite(logits, head, scoring(chunk), None if weights is None else weights[chunk])
+
+    loss, divergence, cross_entropy = _OneShot.apply(hidden, weight, head, scored, chunk_rows)  # type: ignore[no-untyped-call]
+    return LossSums(loss, divergence, cross_entropy)
+
+
+def _overwrite(logits: Tensor, head: Head, score: _Score, weights: Tensor | None) -> Tensor:
+    """Sums [3] over a chunk's rows; its logits [n, V] become the gradient at the head's products."""
+    count, width = logits.shape
+    size = count if logits.is_cuda else max(1, _BLOCK_NUMBERS // width)
+    sums: list[Tensor] = []
+    for start in range(0, count, size):
+        rows = slice(start, start + size)
+        block = logits[rows]
+        value, gradient = score(rows, block)
         if weights is not None:
             value, gradient = value * weights[rows], gradient.mul_(weights[rows].unsqueeze(-1))
-        return value.sum(-1), gradient
-
-    loss, divergence, cross_entropy = _OneShot.apply(hidden, weight, head, weighed, chunk_rows)  # type: ignore[no-untyped-call]
-    return LossSums(loss, divergence, cross_entropy)
+        sums.append(value.sum(-1))
+        block.copy_(head.unfinish(gradient, block))
+    return torch.stack(sums).sum(0)
 
 
 class _OneShot(torch.autograd.Function):
@@ -160,7 +184,12 @@ class _OneShot(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head_weight: Tensor, head: Head, score: _Score, chunk_rows: int
+        ctx: Any,
+        hidden: Tensor,
+        head_weight: Tensor,
+        head: Head,
+        scored: Callable[[slice, Tensor], Tensor],
+        chunk_rows: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
         weight = head_weight.to(product_dtype(head_weight))  # once, not once per chunk
@@ -170,10 +199,9 @@ class _OneShot(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk_rows):
             rows = slice(start, start + chunk_rows)
             part = hidden[rows].to(weight.dtype)
-            logits = head.finish(part @ weight.T)
-            chunk, gradient = score(rows, logits)
+            gradient = head.finish(part @ weight.T)  # the logits, until they are scored
+            chunk = scored(rows, gradient)
             sums = chunk if sums is None else sums + chunk
-            gradient = head.unfinish(gradient, logits).to(weight.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = gradient @ weight
             if grad_head is not None:

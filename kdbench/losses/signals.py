@@ -37,6 +37,10 @@ class Signal(Protocol):
         """N."""
         ...
 
+    def part(self, rows: slice) -> Signal:
+        """Some of the rows, with whatever product makes them done once for all of them."""
+        ...
+
     def compare(
         self, rows: slice, student_logits: Tensor, divergence: Divergence, temperature: float
     ) -> tuple[Tensor, Tensor]:
@@ -61,6 +65,10 @@ class Logits:
 
     def __len__(self) -> int:
         return self.logits.shape[0]
+
+    def part(self, rows: slice) -> Logits:
+        """As Signal.part."""
+        return Logits(self.logits[rows])
 
     def compare(
         self, rows: slice, student_logits: Tensor, divergence: Divergence, temperature: float
@@ -88,6 +96,10 @@ class HiddenStates:
     def __len__(self) -> int:
         return self.hidden.shape[0]
 
+    def part(self, rows: slice) -> Logits:
+        """As Signal.part: the head's product, once."""
+        return Logits(self.head.logits(self.hidden[rows]))
+
     def compare(
         self, rows: slice, student_logits: Tensor, divergence: Divergence, temperature: float
     ) -> tuple[Tensor, Tensor]:
@@ -109,6 +121,10 @@ class TopK:
 
     def __len__(self) -> int:
         return self.ids.shape[0]
+
+    def part(self, rows: slice) -> TopK:
+        """As Signal.part."""
+        return TopK(self.ids[rows], self.log_probs[rows], self.vocabulary)
 
     def compare(
         self, rows: slice, student_logits: Tensor, divergence: Divergence, temperature: float
