@@ -4,7 +4,7 @@
     kdbench.generate("tinystories", teacher="scripted", n=100, out="runs/stories")
 
 Every command has its twin here: generate, preview, make_student, train, evaluate, report, run_job,
-chat.
+chat, doctor.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdbench.jobs.chatting import chat as chat
+    from kdbench.jobs.doctor_job import doctor as doctor
     from kdbench.jobs.evaluating import evaluate as evaluate
     from kdbench.jobs.generating import generate as generate
     from kdbench.jobs.previewing import preview as preview
@@ -34,6 +35,7 @@ _TWINS = {
     "report": "kdbench.jobs.report_job",
     "run_job": "kdbench.jobs.running",
     "chat": "kdbench.jobs.chatting",
+    "doctor": "kdbench.jobs.doctor_job",
 }
 __all__ = list(_TWINS)
 

@@ -201,9 +201,11 @@ def student(
 @app.command()
 def train(
     method: Annotated[str, typer.Argument(help="A trainer's name, or your own file.py.")],
-    data: Annotated[list[Path], typer.Option("--data", help="A finished generate run; may be repeated.")],
     student: Annotated[str, typer.Option("--student", help="Weights, or a student run.")],
     out: Out,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="A finished generate run; may be repeated.")
+    ] = None,
     teacher: Annotated[str | None, typer.Option("--teacher", help="The teacher's weights.")] = None,
     where: Annotated[
         list[str] | None, typer.Option("--where", help="Only samples whose field has the value: stage=1.")
@@ -218,10 +220,35 @@ def train(
 
     values = with_sets(load_yaml(config) if config else {}, sets or [])
     work(
-        method, data=data, student=student, teacher=teacher, out=out, config=values,
+        method, data=data or [], student=student, teacher=teacher, out=out, config=values,
         where=with_sets({}, where or []), resume=resume, overwrite=overwrite,
     )  # fmt: skip
     _say(f"Done: {out}")
+
+
+@app.command()
+def doctor(
+    method: Annotated[str, typer.Argument(help="A trainer's name, or your own file.py.")],
+    data: Annotated[list[Path], typer.Option("--data", help="A finished generate run; may be repeated.")],
+    student: Annotated[str, typer.Option("--student", help="Weights, or a student run.")],
+    teacher: Annotated[str | None, typer.Option("--teacher", help="The teacher's weights.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", help="Only samples whose field has the value: stage=1.")
+    ] = None,
+    sets: Sets = None,
+    config: ConfigFile = None,
+) -> None:
+    """Look for what is wrong with a training before it begins; the options are those of train."""
+    from kdbench.jobs.doctor_job import doctor as work
+    from kdbench.jobs.doctor_job import has_errors, show_findings
+
+    values = with_sets(load_yaml(config) if config else {}, sets or [])
+    found = work(
+        method, data=data, student=student, teacher=teacher, config=values, where=with_sets({}, where or [])
+    )
+    show_findings(found, Console())
+    if has_errors(found):
+        raise typer.Exit(1)
 
 
 @app.command()

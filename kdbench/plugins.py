@@ -99,6 +99,25 @@ def config_class(module: ModuleType) -> type[StrictConfig]:
     return config
 
 
+def needs_teacher(trainer: ModuleType, config: StrictConfig) -> bool:
+    """Whether a trainer loads a teacher: by its function `needs_teacher(config)`, or by NEEDS_TEACHER.
+
+    The latter is not meant where `config.signals` names what a teacher said before.
+    """
+    if own := getattr(trainer, "needs_teacher", None):
+        return bool(own(config))
+    return bool(getattr(trainer, "NEEDS_TEACHER", False)) and getattr(config, "signals", None) is None
+
+
+def takes(trainer: ModuleType, config: StrictConfig) -> frozenset[str]:
+    """The kinds of samples that a trainer learns from: its TAKES, or completions alone.
+
+    What a teacher said before (`config.signals`) is about completions.
+    """
+    stored = getattr(config, "signals", None) is not None
+    return frozenset(("completion",) if stored else getattr(trainer, "TAKES", ("completion",)))
+
+
 def summary(module: ModuleType) -> str:
     """The first line of the plug-in's docstring."""
     return (module.__doc__ or "").strip().split("\n", 1)[0]

@@ -1,4 +1,4 @@
-"""What a training reads: the completions of finished generate runs.
+"""What a training reads: the samples of finished generate runs, of the kinds that its trainer takes.
 
 read_completions([Path("runs/stories"), Path("runs/sums")])   -> 300 completions, in order
 """
@@ -6,13 +6,14 @@ read_completions([Path("runs/stories"), Path("runs/sums")])   -> 300 completions
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from kdbench.errors import NothingLeft
 from kdbench.jsonl import read_samples
 from kdbench.provenance import file_sha256
-from kdbench.records import Completion
+from kdbench.records import Completion, Preference, Text
 from kdbench.rundir import require
 
 log = logging.getLogger("kdbench")
@@ -20,19 +21,35 @@ log = logging.getLogger("kdbench")
 
 def read_completions(runs: Sequence[Path]) -> list[Completion]:
     """The completions of the runs, in order. Raises RunDirError, DataError, NothingLeft."""
-    found: list[Completion] = []
-    foreign = 0
+    return [one for one in read_kinds(runs, {"completion"}) if isinstance(one, Completion)]
+
+
+def read_kinds(
+    runs: Sequence[Path], kinds: Collection[str], trainer: str = ""
+) -> list[Completion | Text | Preference]:
+    """The samples of these kinds, in order; others are counted and left out.
+
+    Raises RunDirError, DataError, and NothingLeft where there is none, naming the `trainer` that wants them.
+    """
+    found: list[Completion | Text | Preference] = []
+    foreign: Counter[str] = Counter()
     for path in runs:
         require(path, "generate")
         for sample in read_samples(path / "samples.jsonl"):
-            if isinstance(sample, Completion):
+            if sample.kind in kinds:
                 found.append(sample)
             else:
-                foreign += 1
-    if foreign:
-        log.warning("%d samples are no completions and are left out", foreign)
-    if not found:
-        raise NothingLeft(f"No completion to train on in {', '.join(map(str, runs))}; generate some first")
+                foreign[sample.kind] += 1
+    what = " or ".join(sorted(kinds))
+    for kind, count in foreign.items():
+        log.warning("%d samples are of the kind %s, no %s, and are left out", count, kind, what)
+    if not found and runs:
+        others = (
+            f"; the trainer {trainer} does not learn from {', '.join(foreign)}" if foreign and trainer else ""
+        )
+        raise NothingLeft(
+            f"No {what} to train on in {', '.join(map(str, runs))}{others or '; generate some first'}"
+        )
     return found
 
 

@@ -24,22 +24,23 @@ from types import ModuleType
 from typing import Any
 
 from kdbench import plugins
-from kdbench.config import StrictConfig, build, suggestion
+from kdbench.config import StrictConfig, build
 from kdbench.errors import ConfigError, DataError, RunDirError, UsageError
-from kdbench.jobs._completions import data_sha256, read_completions
+from kdbench.jobs._completions import data_sha256, read_kinds
 from kdbench.models.weights import local_weights, weights_sha256
 from kdbench.processes import this_process
 from kdbench.provenance import folder_sha256, source_sha256
-from kdbench.records import Completion
+from kdbench.records import Sample
 from kdbench.reporting.model_card import write_model_card
 from kdbench.rundir import IfExists, RunDir, is_done, read_info, require
+from kdbench.selecting import chosen
 
 KIND = "train"
 log = logging.getLogger("kdbench")
 
 
 @dataclass(frozen=True, slots=True)
-class _Trainer:
+class Trainer:
     """A trainer plug-in with its config."""
 
     name: str
@@ -47,13 +48,14 @@ class _Trainer:
     config: StrictConfig
     source_sha256: str | None
     needs_teacher: bool
+    needs_samples: bool
     signals: Path | None  # what is learnt from in place of a teacher
 
 
 def train(
     method: str | Path,
     *,
-    data: str | Path | Sequence[str | Path],
+    data: str | Path | Sequence[str | Path] = (),
     student: str,
     out: str | Path,
     teacher: str | None = None,
@@ -65,21 +67,24 @@ def train(
 ) -> Path:
     """Train `student` by a trainer's name or file on finished generate runs; `out/model` holds it.
 
-    `config` are the trainer's settings; `where` takes only the samples whose fields have these values,
-    `limit` the first ones of them. `resume` goes on from the
-    last checkpoint, if data, student, teacher, settings and the trainer's source are what they were.
+    A trainer that has other sources than samples needs no `data`. `config` are the trainer's settings;
+    `where` takes only the samples whose fields have these values, `limit` the first ones of them. `resume`
+    goes on from the last checkpoint, if data, student, teacher, settings and the trainer's source are what
+    they were.
     Raises UnknownPlugin, ConfigError, UsageError, RunDirError, DataError, NothingLeft, MissingExtra.
     """
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other; choose one")
-    trainer = _load(method, config or {})
-    if trainer.needs_teacher and teacher is None:
-        raise ConfigError(
-            f"The trainer {trainer.name} learns from a teacher's distribution and no teacher is given; "
-            "name one with --teacher, or use black_box"
-        )
+    trainer = load_trainer(method, config or {})
+    check_teacher(trainer, teacher)
     paths = [Path(data)] if isinstance(data, str | Path) else [Path(one) for one in data]
-    samples = list(islice(_chosen(read_completions(paths), where or {}), limit))
+    if trainer.needs_samples and not paths:
+        raise UsageError(
+            f"The trainer {trainer.name} learns from samples and none are given; name a finished generate "
+            "run with --data"
+        )
+    read = read_kinds(paths, plugins.takes(trainer.module, trainer.config), trainer.name)
+    samples = list(islice(chosen(read, where or {}), limit))
     fingerprint = {
         "trainer": trainer.name,
         "trainer_source": trainer.source_sha256,
@@ -126,7 +131,17 @@ def train(
     return path
 
 
-def _load(method: str | Path, config: Mapping[str, Any]) -> _Trainer:
+def check_teacher(trainer: Trainer, teacher: str | None) -> None:
+    """Raise ConfigError where the trainer needs a teacher and none is given."""
+    if trainer.needs_teacher and teacher is None:
+        raise ConfigError(
+            f"The trainer {trainer.name} learns from a teacher's distribution and no teacher is given; "
+            "name one with --teacher, or use black_box"
+        )
+
+
+def load_trainer(method: str | Path, config: Mapping[str, Any]) -> Trainer:
+    """A trainer by its name or file. Raises UnknownPlugin, UsageError, ConfigError."""
     path = Path(method)
     own_file = path.suffix == ".py"
     module = plugins.load_file(path, "trainers") if own_file else plugins.load("trainers", str(method))
@@ -134,32 +149,15 @@ def _load(method: str | Path, config: Mapping[str, Any]) -> _Trainer:
     # What a shipped trainer shares with its neighbours decides the result, too.
     folder = None if own_file or module.__file__ is None else Path(module.__file__).parent
     built = build(plugins.config_class(module), config, f"trainer {name}")
-    signals = getattr(built, "signals", None)
-    return _Trainer(
+    return Trainer(
         name=name,
         module=module,
         config=built,
         source_sha256=folder_sha256(folder, ["*.py"]) if folder else source_sha256(module),
-        needs_teacher=bool(getattr(module, "NEEDS_TEACHER", False)) and signals is None,
-        signals=signals,
+        needs_teacher=plugins.needs_teacher(module, built),
+        needs_samples=bool(getattr(module, "NEEDS_SAMPLES", True)),
+        signals=getattr(built, "signals", None),
     )
-
-
-def _chosen(samples: Sequence[Completion], where: Mapping[str, Any]) -> Sequence[Completion]:
-    """The samples whose fields have the values asked for. Raises ConfigError where none has them."""
-    for key, value in where.items():
-        fields = [json.loads(sample.fields) for sample in samples]
-        known = {name for found in fields for name in found}
-        if key not in known:
-            raise ConfigError(f"No sample has a field '{key}' to choose by{suggestion(key, known)}")
-        kept = [sample for sample, found in zip(samples, fields, strict=True) if found.get(key) == value]
-        if not kept:
-            present = sorted({json.dumps(found[key]) for found in fields if key in found})
-            raise ConfigError(
-                f"No sample has {key} = {json.dumps(value)}; there are {', '.join(present[:10])}"
-            )
-        samples = kept
-    return samples
 
 
 def _check_same(path: Path, fingerprint: Mapping[str, Any]) -> None:
@@ -179,8 +177,8 @@ def _check_same(path: Path, fingerprint: Mapping[str, Any]) -> None:
 
 def _work(
     run: RunDir,
-    trainer: _Trainer,
-    samples: Sequence[Completion],
+    trainer: Trainer,
+    samples: Sequence[Sample],
     *,
     student: str,
     teacher: str | None,

@@ -18,7 +18,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from kdbench.config import canonical_hash
 from kdbench.errors import NothingLeft, UsageError
@@ -39,6 +39,8 @@ class TokenSequence:
     teacher_prompt: tuple[int, ...] = ()
     weight: float = 1.0
     text: str = ""  # the name of what the teacher reads: `text_key`
+    task: str = ""  # one of several that a method weighs against each other
+    sample: int | None = None  # position among the samples, those left out included
 
     @property
     def length(self) -> int:
@@ -92,6 +94,7 @@ def encode(
             teacher_prompt=tuple(teacher_ids(sample, teacher)),
             weight=sample.weight,
             text=text,
+            sample=number,
         )
         reason = _why_not(sequence, limit, whose)
         if reason:
@@ -171,9 +174,21 @@ def _after_the_answer(tokenizer: Any) -> Iterator[int]:
     yield from tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)[begin:]
 
 
+class Grouped(Protocol):
+    """Something of a group that no split cuts through."""
+
+    @property
+    def group(self) -> str:
+        """The group's name."""
+        ...
+
+
+GroupedT = TypeVar("GroupedT", bound=Grouped)
+
+
 def split(
-    sequences: Sequence[TokenSequence], validation_share: float, seed: int
-) -> tuple[list[TokenSequence], list[TokenSequence]]:
+    sequences: Sequence[GroupedT], validation_share: float, seed: int
+) -> tuple[list[GroupedT], list[GroupedT]]:
     """(train, validation): whole groups are held out, chosen by a hash of the seed and the group's name.
 
     At least one group is held out if the share is above 0, and one is always left to train on.

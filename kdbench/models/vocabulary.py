@@ -70,7 +70,7 @@ def trim_tokenizer(tokenizer: Any, used: Iterable[int]) -> tuple[Any, list[int]]
     kept = sorted(trim(spec, wanted))
     new = {old: i for i, old in enumerate(kept)}
     _renumber(spec, new)
-    small = _reloaded(tokenizer, spec)
+    small = reloaded(tokenizer, spec)
     expected = {token: new[old] for token, old in tokenizer.get_vocab().items() if old in new}
     if small.get_vocab() != expected:  # a class that puts in tokens of its own
         raise _refused(f"its class {type(tokenizer).__name__} does not take a smaller vocabulary as it is")
@@ -196,7 +196,7 @@ def _renumber(spec: dict[str, Any], new: dict[int, int]) -> None:
         spec["padding"]["pad_id"] = new.get(spec["padding"]["pad_id"], 0)
 
 
-def _reloaded(tokenizer: Any, spec: dict[str, Any]) -> Any:
+def reloaded(tokenizer: Any, spec: dict[str, Any]) -> Any:
     """The tokenizer with another tokenizer.json, through a folder, as everybody will load it."""
     from transformers import AutoTokenizer
 

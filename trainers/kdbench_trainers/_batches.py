@@ -6,7 +6,8 @@ batch 4, micro-batch 2, lengths 9 3 7 4  ->  [9 7] [4 3], each padded on the rig
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,6 +66,25 @@ def by_length(sequences: Sequence[TokenSequence], size: int) -> list[list[TokenS
     """The sequences, longest first, cut into lists of `size`, so that little is padded."""
     ordered = sorted(sequences, key=lambda one: -one.length)
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+
+def weights_of(sequences: Sequence[TokenSequence], tasks: Sequence[str]) -> list[float]:
+    """The sum of the weights of all rows of each task."""
+    sums = dict.fromkeys(tasks, 0.0)
+    for one in sequences:
+        sums[one.task] += one.weight * len(one.completion)
+    return list(sums.values())
+
+
+def in_shares(
+    sequences: Sequence[TokenSequence], shares: Mapping[str, float], sums: Mapping[str, float]
+) -> list[TokenSequence]:
+    """The sequences with new weights: the rows of each task then sum to its share of the sum of all.
+
+    `sums` are those of the tasks' rows as they are, over all that is learnt in one step.
+    """
+    factors = {task: shares[task] * sum(sums.values()) / found for task, found in sums.items() if found}
+    return [replace(one, weight=one.weight * factors[one.task]) for one in sequences]
 
 
 def collate(sequences: Sequence[TokenSequence]) -> dict[str, Any]:

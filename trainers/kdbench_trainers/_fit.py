@@ -18,16 +18,19 @@ import transformers
 from safetensors import SafetensorError
 from transformers import PrinterCallback
 
+from kdbench.checks.case import Case
+from kdbench.checks.running import VETTED, vet
 from kdbench.errors import RunFailed, StorageError
-from kdbench.models.sequences import Reader, encode, split
+from kdbench.models.sequences import Reader, TokenSequence
 from kdbench.records import Completion
 from kdbench_trainers._callbacks import Interrupt, Metrics, OptimizerClock
 from kdbench_trainers._config import TrainConfig
+from kdbench_trainers._material import Material, divided
 from kdbench_trainers._trainer import KdTrainer, Plan
 
 
 def fit(
-    samples: Sequence[Completion],
+    samples: Sequence[Material],
     *,
     student: Reader,
     model: Any,
@@ -41,17 +44,34 @@ def fit(
     """Train `model` and write `out/model` and `out/metrics.jsonl`; `resume` goes on from a checkpoint.
 
     `stored` gives completions' tokens that were put down before, as in `encode`.
-    Raises NothingLeft where no sample fits, KeyboardInterrupt after Ctrl-C, once a checkpoint is kept,
-    RunFailed where the loss is no number any more or memory runs out, StorageError for a full disk.
+    Raises NothingLeft where no sample fits, DataError and ConfigError for what `vet` finds,
+    KeyboardInterrupt after Ctrl-C, once a checkpoint is kept, RunFailed where the loss is no number any
+    more or memory runs out, StorageError for a full disk.
     """
-    sequences = encode(samples, student, teacher, config.max_length, stored=stored)
-    train, validation = split(sequences, config.validation_share, config.seed)
+    train, validation = divided(samples, student, teacher, config, stored)
+    completions = [one for one in samples if isinstance(one, Completion)]
+    vet(Case(completions, student, teacher, config.max_length, train, validation, most=VETTED))
+    learn(train, validation, student=student, model=model, plan=plan, out=out, config=config, resume=resume)
+
+
+def learn(
+    train: list[TokenSequence],
+    validation: list[TokenSequence],
+    *,
+    student: Reader,
+    model: Any,
+    plan: Plan,
+    out: Path,
+    config: TrainConfig,
+    resume: bool,
+) -> None:
+    """`fit` on sequences that are made and divided already."""
     checkpoint = last_checkpoint(out / "checkpoints") if resume else None
     if config.freeze_embeddings:
         model.get_input_embeddings().weight.requires_grad_(requires_grad=False)
     with (
         _translated(out, config),
-        _quiet(),
+        quiet(),
         Metrics(out / "metrics.jsonl", config.steps, checkpoint) as metrics,
         Interrupt() as interrupt,
     ):
@@ -130,7 +150,7 @@ def _save(trainer: KdTrainer, tokenizer: Any, out: Path, config: TrainConfig) ->
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' own notes and bars off the terminal; its errors still show."""
     logging = transformers.utils.logging
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

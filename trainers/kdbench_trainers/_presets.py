@@ -13,6 +13,7 @@ from kdbench.errors import ConfigError
 from kdbench.models.weights import require_train
 from kdbench.records import Completion
 from kdbench_trainers._config import DistillConfig, OnPolicyConfig
+from kdbench_trainers._material import Material
 
 if TYPE_CHECKING:
     from kdbench.models.sequences import Reader
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def distil(
     method: str,
-    samples: Sequence[Completion],
+    samples: Sequence[Material],
     *,
     teacher: str | None,
     student: str,
@@ -37,10 +38,7 @@ def distil(
     NothingLeft, UsageError.
     """
     if teacher is None:
-        raise ConfigError(
-            f"The trainer {method} learns a teacher's distribution and no teacher is given; "
-            "name one with --teacher, or use black_box"
-        )
+        raise no_teacher(method)
     require_train(f"the trainer {method}")
     from kdbench_trainers._fit import fit
     from kdbench_trainers._models import load_student
@@ -53,11 +51,19 @@ def distil(
     whose: Source = Data()
     if source is not None:
         assert isinstance(config, OnPolicyConfig)
-        whose = source(_writer(model, reader, teacher_reader, config))
+        whose = source(writer_of(model, reader, teacher_reader, config))
     fit(
         samples, student=reader, teacher=teacher_reader, model=model, plan=Plan(lesson, whose), out=out,
         config=config, resume=resume,
     )  # fmt: skip
+
+
+def no_teacher(method: str) -> ConfigError:
+    """What is said of a method that was given none."""
+    return ConfigError(
+        f"The trainer {method} learns a teacher's distribution and no teacher is given; "
+        "name one with --teacher, or use black_box"
+    )
 
 
 def distil_stored(
@@ -92,7 +98,7 @@ def distil_stored(
     )  # fmt: skip
 
 
-def _writer(model: Any, student: Reader, teacher: Reader, config: OnPolicyConfig) -> Writer:
+def writer_of(model: Any, student: Reader, teacher: Reader, config: OnPolicyConfig) -> Writer:
     from kdbench.models.sequences import sequence_limit
     from kdbench.teacher import Sampling
     from kdbench_trainers._sources import Writer

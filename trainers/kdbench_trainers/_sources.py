@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ class Source(Protocol):
     """Whose sequences."""
 
     def window(self, step: int, batch: list[TokenSequence]) -> list[TokenSequence]:
-        """The sequences of an optimiser step (0 is the first), as many as the data's `batch`."""
+        """The sequences of an optimiser step (0 is the first), as many as in `batch` or a multiple of it."""
         ...
 
     def validated(self, loss: float) -> None:
@@ -70,6 +70,18 @@ class Data:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Nothing."""
+
+
+class Paired(Data):
+    """Each of the batch's sequences, and with it the one that belongs to it."""
+
+    def __init__(self, partners: Mapping[int, TokenSequence]) -> None:
+        """`partners` by the key of the sequence that they belong to."""
+        self._partners = partners
+
+    def window(self, step: int, batch: list[TokenSequence]) -> list[TokenSequence]:
+        """The batch, twice as long."""
+        return [*batch, *(self._partners[one.key] for one in batch if one.key is not None)]
 
 
 class Writer:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ from kdbench.models.loading import first_line
 from kdbench.models.rows import hidden_rows
 from kdbench.models.sequences import TokenSequence
 from kdbench.processes import Place, this_process
-from kdbench_trainers._batches import BatchOrder, by_length, collate
+from kdbench_trainers._batches import BatchOrder, by_length, collate, in_shares, weights_of
 from kdbench_trainers._clock import Clock, peak_memory_mb
 from kdbench_trainers._config import TrainConfig
 from kdbench_trainers._models import Compute
@@ -75,10 +75,15 @@ class CrossEntropy:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A method: whose sequences, and what is learnt from them."""
+    """A method: whose sequences, and what is learnt from them.
+
+    With `shares`, the loss of a step is the sum over tasks of share * mean over the rows of that task;
+    without, one mean over all rows.
+    """
 
     lesson: Lesson = field(default_factory=CrossEntropy)
     source: Source = field(default_factory=Data)
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -165,9 +170,21 @@ class KdTrainer(SFTTrainer):
         batch = [one for _ in range(num_batches) for one in next(epoch_iterator)]
         with self.clock("generate"):
             window = self.plan.source.window(self.state.global_step, batch)
-        batches = [collate(part) for part in by_length(window, self.micro_batch)]
+        window = self._in_shares(window, self.place.world)
+        size = self.micro_batch * len(window) // len(batch)  # a source may give several for one of the data's
+        batches = [collate(part) for part in by_length(window, size)]
         weight: Tensor = sum(one["weights"].sum() for one in batches).to(device)
         return batches, self.accelerator.reduce(weight, "sum")
+
+    def _in_shares(self, sequences: list[TokenSequence], world: int) -> list[TokenSequence]:
+        """Sequences weighed by their tasks' shares of all rows, those of other processes included."""
+        tasks = list(self.plan.shares)
+        if not tasks:
+            return sequences
+        sums = torch.tensor(weights_of(sequences, tasks), device=self.model.device)
+        if world > 1:
+            sums = self.accelerator.reduce(sums, "sum")
+        return in_shares(sequences, self.plan.shares, dict(zip(tasks, sums.tolist(), strict=True)))
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch, on the clock."""
@@ -245,7 +262,7 @@ class KdTrainer(SFTTrainer):
         self.model.eval()  # training_step puts it back
         sums, tokens = torch.zeros(4, device=self.model.device), 0
         with self.clock.stopped():
-            for part in by_length(self.sequences["validation"], self.micro_batch):
+            for part in by_length(self._in_shares(self.sequences["validation"], 1), self.micro_batch):
                 batch = self._prepare_inputs(collate(part))
                 found = self._score(self.model, batch)
                 weight = batch["weights"].sum()

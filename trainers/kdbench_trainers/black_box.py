@@ -11,10 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdbench.models.weights import require_train
 from kdbench.records import Completion
 from kdbench_trainers._config import TrainConfig
+from kdbench_trainers._material import Material
+
+if TYPE_CHECKING:
+    from kdbench.checks.rehearsing import Rehearsal
+
+TAKES = ("completion", "text")  # plain text: the pre-training goes on
 
 
 class Config(TrainConfig):
@@ -22,7 +29,7 @@ class Config(TrainConfig):
 
 
 def train(
-    samples: Sequence[Completion],
+    samples: Sequence[Material],
     *,
     teacher: str | None,
     student: str,
@@ -41,3 +48,13 @@ def train(
 
     reader, model = load_student(student, config)
     fit(samples, student=reader, model=model, plan=Plan(), out=out, config=config, resume=resume)
+
+
+def rehearse(
+    samples: Sequence[Completion], *, teacher: str | None, student: str, config: Config
+) -> Rehearsal:
+    """What `kdbench doctor` looks at. Raises ConfigError, UsageError, MissingExtra."""
+    require_train("the trainer black_box")
+    from kdbench_trainers._rehearsal import rehearse_text
+
+    return rehearse_text(student, config)

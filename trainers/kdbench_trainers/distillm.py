@@ -19,13 +19,17 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
+from kdbench.models.weights import require_train
 from kdbench.records import Completion
 from kdbench_trainers._config import DivergenceName, OnPolicyConfig
+from kdbench_trainers._material import Material
 from kdbench_trainers._presets import distil
 
 if TYPE_CHECKING:
+    from kdbench.checks.rehearsing import Rehearsal
     from kdbench_trainers._sources import Source, Writer
 
+TAKES = ("completion", "text")
 NEEDS_TEACHER = True
 
 
@@ -48,7 +52,7 @@ class Config(OnPolicyConfig):
 
 
 def train(
-    samples: Sequence[Completion],
+    samples: Sequence[Material],
     *,
     teacher: str | None,
     student: str,
@@ -73,4 +77,19 @@ def train(
     distil(
         "distillm", samples, teacher=teacher, student=student, out=out, config=config, resume=resume,
         source=source,
+    )  # fmt: skip
+
+
+def rehearse(
+    samples: Sequence[Completion], *, teacher: str | None, student: str, config: Config
+) -> Rehearsal:
+    """What `kdbench doctor` looks at: a step on the student's own text. Raises what `train` raises first."""
+    require_train("the trainer distillm")
+    from kdbench_trainers._rehearsal import rehearse_distribution
+    from kdbench_trainers._sources import Mixed
+
+    # Of a step on the data's text or the buffer's the count is the data's; this is the one that differs.
+    return rehearse_distribution(
+        "distillm", teacher=teacher, student=student, config=config,
+        source=lambda writer: Mixed(writer, 1.0, config.seed),
     )  # fmt: skip

@@ -13,13 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from kdbench.models.weights import require_train
 from kdbench.records import Completion
 from kdbench_trainers._config import DistillConfig
+from kdbench_trainers._material import Material
 from kdbench_trainers._presets import distil, distil_stored
 
+if TYPE_CHECKING:
+    from kdbench.checks.rehearsing import Rehearsal
+
+TAKES = ("completion", "text")
 NEEDS_TEACHER = True  # its weights: a run records their hash; not with `signals`
 
 
@@ -32,7 +39,7 @@ class Config(DistillConfig):
 
 
 def train(
-    samples: Sequence[Completion],
+    samples: Sequence[Material],
     *,
     teacher: str | None,
     student: str,
@@ -46,9 +53,22 @@ def train(
     UsageError; with `signals` DataError and RunDirError for a store that does not fit.
     """
     if config.signals is not None:
+        completions = [one for one in samples if isinstance(one, Completion)]
         distil_stored(
-            "white_box", samples, config.signals, teacher=teacher, student=student, out=out, config=config,
-            resume=resume,
+            "white_box", completions, config.signals, teacher=teacher, student=student, out=out,
+            config=config, resume=resume,
         )  # fmt: skip
     else:
         distil("white_box", samples, teacher=teacher, student=student, out=out, config=config, resume=resume)
+
+
+def rehearse(
+    samples: Sequence[Completion], *, teacher: str | None, student: str, config: Config
+) -> Rehearsal:
+    """What `kdbench doctor` looks at. Raises what `train` raises first."""
+    require_train("the trainer white_box")
+    from kdbench_trainers._rehearsal import rehearse_distribution, rehearse_stored
+
+    if config.signals is not None:
+        return rehearse_stored(samples, config.signals, teacher=teacher, student=student, config=config)
+    return rehearse_distribution("white_box", teacher=teacher, student=student, config=config)
