@@ -1,9 +1,9 @@
 """What erasing the strategy's message does: a student before, and after training on each of the three arms.
 
-    python benchmarks/prompt_erasing_study.py > docs/results/prompt_erasing_study.md     # goes on where it stopped
+    python benchmarks/prompt_erasing_study.py > docs/results/prompt_erasing_study.md
 
-The teacher is the oracle, which keeps to the strategies and is always right: SmolLM2 follows none of them
-(docs/recipes/prompt_erasing.md), so as a teacher it would show nothing. The student is SmolLM2 itself.
+It goes on where it stopped. The teacher is the oracle, which keeps to the strategies and is always right:
+SmolLM2 follows none of them (docs/recipes/prompt_erasing.md) and would show nothing. The student is SmolLM2.
 Arms (Orca 2 has no such ablation): `erased`, `kept` (the student is told the strategy, as the teacher is)
 and `random` (erased, and the strategies fit their kinds by chance only).
 """

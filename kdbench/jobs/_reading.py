@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kdbench.errors import RunFailed, UsageError
+from kdbench.errors import UsageError
 from kdbench.losses.divergences import Divergence, log_probabilities, with_gradient
 from kdbench.losses.heads import Head, head_of
 from kdbench.losses.signals import top_k
 from kdbench.models.loading import load_model, load_tokenizer, pick_device
-from kdbench.models.rows import check_head, hidden_rows, padded
+from kdbench.models.rows import check_head, teacher_states
 from kdbench.models.sequences import Reader, TokenSequence, encode
 from kdbench.records import Completion
 from kdbench.signal_store import Entry, StoreInfo, tokenizer_sha256
@@ -65,7 +65,7 @@ class TeacherReader:
         """What the teacher says of a company. Raises RunFailed where that is no number."""
         return [
             Entry(one.text, one.group, one.completion, self._columns(hidden))
-            for one, hidden in zip(company, self._look(company), strict=True)
+            for one, hidden in zip(company, teacher_states(self._name, self._model, company), strict=True)
         ]
 
     def lost(self, sequences: Sequence[TokenSequence]) -> float:
@@ -74,7 +74,7 @@ class TeacherReader:
         for one in sequences:
             if count >= MEASURED:
                 break
-            (hidden,) = self._look([one])
+            (hidden,) = teacher_states(self._name, self._model, [one])
             for part in torch.split(hidden, _CHUNK):
                 exact = log_probabilities(self.head.logits(part))
                 total += float(with_gradient(Divergence("forward_kl"), self._stored(part), exact)[0].sum())
@@ -96,15 +96,3 @@ class TeacherReader:
             return (hidden,)
         parts = [top_k(self.head.logits(part), self._settings.k) for part in torch.split(hidden, _CHUNK)]
         return torch.cat([part.ids for part in parts]), torch.cat([part.log_probs for part in parts])
-
-    @torch.no_grad()
-    def _look(self, sequences: Sequence[TokenSequence]) -> Sequence[Tensor]:
-        counts = [len(one.completion) for one in sequences]
-        inputs = padded([one.teacher_prompt + one.completion for one in sequences], counts)
-        states = hidden_rows(self._model, {name: t.to(self._model.device) for name, t in inputs.items()})
-        if not bool(states.isfinite().all()):
-            raise RunFailed(
-                f"The teacher '{self._name}' answers with numbers that are none (NaN or infinity) on the "
-                f"samples of {sequences[0].group}; check its weights, or read it in float32 (dtype)"
-            )
-        return torch.split(states, counts)

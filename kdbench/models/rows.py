@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdbench.errors import ConfigError
+from kdbench.errors import ConfigError, RunFailed
 from kdbench.losses.heads import head_of
+from kdbench.models.sequences import TokenSequence
 
 
 def padded(ids: Sequence[Sequence[int]], counts: Sequence[int]) -> dict[str, Tensor]:
@@ -55,6 +56,25 @@ def hidden_rows(model: Any, inputs: Mapping[str, Any]) -> Tensor:
         use_cache=False,
     ).last_hidden_state
     return states[inputs["rows"]]
+
+
+@torch.no_grad()
+def teacher_states(name: str, model: Any, sequences: Sequence[TokenSequence]) -> tuple[Tensor, ...]:
+    """What the teacher `name` makes of each sequence's completion behind its own prompt: [n, H] each.
+
+    Raises RunFailed where that is no number.
+    """
+    counts = [len(one.completion) for one in sequences]
+    inputs = padded([one.teacher_prompt + one.completion for one in sequences], counts)
+    states = hidden_rows(model, {key: value.to(model.device) for key, value in inputs.items()})
+    if not bool(states.isfinite().all()):
+        groups = list(dict.fromkeys(one.group for one in sequences))
+        whose = f"{', '.join(groups[:3])}{' and others' if len(groups) > 3 else ''}"
+        raise RunFailed(
+            f"The teacher '{name}' answers with numbers that are none (NaN or infinity) on the samples of "
+            f"{whose}; check its weights, or read it in float32 (dtype)"
+        )
+    return torch.split(states, counts)
 
 
 @torch.no_grad()

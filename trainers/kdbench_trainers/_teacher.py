@@ -7,21 +7,21 @@ forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdbench.errors import ConfigError, DataError, RunFailed
+from kdbench.errors import ConfigError, DataError
 from kdbench.losses.chunked import CHUNK_ROWS, LossSums, Objective, distillation_loss
 from kdbench.losses.divergences import Divergence
 from kdbench.losses.heads import Head, head_of
 from kdbench.losses.signals import HiddenStates, Signal
 from kdbench.losses.weighting import token_scaled
 from kdbench.models.loading import load_model, load_tokenizer
-from kdbench.models.rows import check_head, hidden_rows, padded
+from kdbench.models.rows import check_head, teacher_states
 from kdbench.models.sequences import Reader, TokenSequence, text_key
 from kdbench.models.weights import local_weights, weights_sha256
 from kdbench.records import Completion
@@ -191,20 +191,5 @@ class LiveTeacher(Distillation):
                 }
         return torch.cat([self._kept[one.key] for one in sequences if one.key is not None])
 
-    @torch.no_grad()
-    def _look(self, sequences: Sequence[TokenSequence]) -> Iterable[Tensor]:
-        ids = [s.teacher_prompt + s.completion for s in sequences]
-        counts = [len(s.completion) for s in sequences]
-        inputs = {name: t.to(self._model.device) for name, t in padded(ids, counts).items()}
-        states = hidden_rows(self._model, inputs)
-        if not bool(states.isfinite().all()):
-            raise RunFailed(
-                f"The teacher '{self._name}' answers with numbers that are none (NaN or infinity) on "
-                f"{_names(sequences)}; check its weights, or read it in float32 (dtype)"
-            )
-        return states.split(counts)
-
-
-def _names(sequences: Sequence[TokenSequence]) -> str:
-    groups = list(dict.fromkeys(one.group for one in sequences))
-    return f"the samples of {', '.join(groups[:3])}{' and others' if len(groups) > 3 else ''}"
+    def _look(self, sequences: Sequence[TokenSequence]) -> Sequence[Tensor]:
+        return teacher_states(self._name, self._model, sequences)
