@@ -109,6 +109,12 @@ def needs_teacher(trainer: ModuleType, config: StrictConfig) -> bool:
     return bool(getattr(trainer, "NEEDS_TEACHER", False)) and getattr(config, "signals", None) is None
 
 
+def inputs(trainer: ModuleType, config: StrictConfig) -> dict[str, str]:
+    """What a trainer reads besides samples, student and teacher, by name, with a hash of the content."""
+    own = getattr(trainer, "inputs", None)
+    return dict(own(config)) if own else {}
+
+
 def takes(trainer: ModuleType, config: StrictConfig) -> frozenset[str]:
     """The kinds of samples that a trainer learns from: its TAKES, or completions alone.
 

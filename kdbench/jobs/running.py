@@ -24,12 +24,12 @@ from typing import Any
 from rich.console import Console
 
 from kdbench import plugins
-from kdbench.config import canonical_hash
+from kdbench.config import build, canonical_hash
 from kdbench.errors import DataError
 from kdbench.jobs._teachers import spec_text
 from kdbench.jobs.evaluating import evaluate
 from kdbench.jobs.generating import generate
-from kdbench.jobs.job_file import GenerateStage, Job, load_job
+from kdbench.jobs.job_file import GenerateStage, Job, TrainStage, load_job
 from kdbench.jobs.report_job import report
 from kdbench.jobs.student_job import make_student
 from kdbench.jobs.training import train
@@ -145,7 +145,7 @@ def _stages(job: Job, root: Path) -> Iterator[_Stage]:
             key(
                 f"trained/{name}",
                 [job.teacher, training.model_dump(mode="json")],
-                _sources("trainers", training.method),
+                {**_sources("trainers", training.method), **_inputs(training)},
                 f"data/{training.data}",
                 _place(job, training.student),
             ),
@@ -216,6 +216,13 @@ def _files(value: Any) -> Iterator[tuple[str, str]]:
             yield from _files(one)
     elif isinstance(value, str) and Path(value).is_file():
         yield value, file_sha256(Path(value))
+
+
+def _inputs(training: TrainStage) -> dict[str, Any]:
+    """What a training reads besides its data."""
+    module = plugins.load("trainers", training.method)
+    config = build(plugins.config_class(module), training.config, f"trainer {training.method}")
+    return {"inputs": found} if (found := plugins.inputs(module, config)) else {}
 
 
 def _sources(group: str, name: str) -> dict[str, Any]:

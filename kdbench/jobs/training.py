@@ -83,8 +83,8 @@ def train(
             f"The trainer {trainer.name} learns from samples and none are given; name a finished generate "
             "run with --data"
         )
-    read = read_kinds(paths, plugins.takes(trainer.module, trainer.config), trainer.name)
-    samples = list(islice(chosen(read, where or {}), limit))
+    there = read_kinds(paths, plugins.takes(trainer.module, trainer.config), trainer.name)
+    samples = list(islice(chosen(there, where or {}), limit))
     fingerprint = {
         "trainer": trainer.name,
         "trainer_source": trainer.source_sha256,
@@ -97,6 +97,7 @@ def train(
         if trainer.needs_teacher and teacher
         else None,
         **({"signals": require(trainer.signals, "signals")["fingerprint"]} if trainer.signals else {}),
+        **({"inputs": read} if (read := plugins.inputs(trainer.module, trainer.config)) else {}),
     }
     path = Path(out)
     if resume and (path / "run.json").is_file():

@@ -183,3 +183,20 @@ def test_a_file_of_questions_with_other_content_makes_its_stage_anew(tmp_path: P
     assert keys[0][train] != keys[1][train]
     assert keys[0][heldout] == keys[1][heldout]
     assert keys[0][-1] != keys[1][-1]  # the evaluation stands on it
+
+
+def test_domain_text_with_other_content_makes_its_training_anew(tmp_path: Path) -> None:
+    from kdbench.jobs.running import _stages
+
+    text = tmp_path / "manual.txt"
+    settings = f"{{order: from_scratch, texts: [{text}]}}"
+    sets = [
+        "train.adapted={method: adapt_then_distill, data: train, student: pruned}",
+        f"train.adapted.config={settings}",
+    ]
+    keys: list[dict[str, str]] = []
+    for content in ("mount", "umount"):
+        text.write_text(content)
+        job = load_job("tinystories", sets=sets)
+        keys.append({stage.path.name: stage.key for stage in _stages(job, tmp_path)})
+    assert {name for name in keys[0] if keys[0][name] != keys[1][name]} == {"adapted", "evaluation"}

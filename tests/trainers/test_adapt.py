@@ -318,6 +318,10 @@ def test_a_run_needs_text_and_no_samples(student, teacher, tmp_path):
     assert info["teacher"]["weights_sha256"]
     assert info["stats"]["validation_loss"] == lines(out, "validation")[-1]["loss"]
     assert (out / "model" / "README.md").is_file()
+    assert list(info["fingerprint"]["inputs"]) == [str(tmp_path / "a.txt")]
+    (tmp_path / "a.txt").write_text("the cat")
+    with pytest.raises(RunDirError, match="cannot go on: other inputs than when it began"):
+        train("adapt_then_distill", **asked, config=read_info(out)["fingerprint"]["config"], resume=True)
 
 
 def test_a_run_of_text_samples_is_domain_text(student, tmp_path):

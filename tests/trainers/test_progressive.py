@@ -69,7 +69,7 @@ def test_a_run_in_stages_goes_on_where_it_stopped(student, teacher, tmp_path, mo
     assert read_info(out)["stats"]["steps"] == 5
     (out / "DONE").unlink()
     save_model(tmp_path / "own", seed=6)
-    with pytest.raises(RunDirError, match="02_white_box cannot go on: other teacher than when it began"):
+    with pytest.raises(RunDirError, match="out cannot go on: other inputs than when it began"):
         train("progressive", **asked, config=settings, resume=True)
 
 

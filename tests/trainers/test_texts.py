@@ -6,7 +6,7 @@ import pytest
 
 from kdbench.errors import DataError, RunDirError
 from kdbench.records import Text
-from kdbench_trainers._texts import read_texts
+from kdbench_trainers._texts import read_texts, texts_sha256
 from tests.jobs.test_training import generated
 from tests.trainers.tiny import stories
 
@@ -24,6 +24,26 @@ def test_every_source_gives_its_documents_in_order(tmp_path):
     assert [one.text for one in found] == ["one", "two", "three", "four", "five", "six\n", "six\n"]
     assert found[0].weight == 2.0
     assert len({one.id for one in found[2:6]}) == 4
+
+
+def test_the_hash_is_that_of_what_lies_there(tmp_path):
+    (tmp_path / "a").mkdir()
+    files = {"a/a.txt": "one", "b.jsonl": '{"text": "two"}', "c.txt": "three"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    run = generated(tmp_path / "run", [Text(text="four")])
+    paths = [str(tmp_path / "a"), str(tmp_path / "b.jsonl"), str(tmp_path / "c.txt"), str(run)]
+    before = texts_sha256(paths)
+    assert list(before) == paths
+    assert texts_sha256(paths) == before
+    for number, name in enumerate(("a/a.txt", "b.jsonl", "c.txt", "run/samples.jsonl")):
+        with open(tmp_path / name, "a") as file:
+            file.write("\n")
+        after = texts_sha256(paths)
+        assert [before[p] != after[p] for p in paths] == [i == number for i in range(4)]
+        before = after
+    with pytest.raises(DataError, match="No text at 'nowhere'"):
+        texts_sha256(["nowhere"])
 
 
 def test_what_is_no_text_is_named_with_the_ways_out(tmp_path):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from kdbench.errors import DataError
 from kdbench.jsonl import read_records, read_samples
+from kdbench.provenance import file_sha256, folder_sha256
 from kdbench.records import Text
 from kdbench.rundir import require
 
@@ -39,6 +40,22 @@ def read_texts(paths: Sequence[str]) -> list[Text]:
     return found
 
 
+def texts_sha256(paths: Sequence[str]) -> dict[str, str]:
+    """The hash of what lies at each path. Raises DataError, RunDirError."""
+    return {name: _sha256(Path(name).expanduser(), name) for name in paths}
+
+
+def _sha256(path: Path, name: str) -> str:
+    if (path / "run.json").is_file():
+        require(path, "generate")
+        return file_sha256(path / "samples.jsonl")
+    if path.is_dir():
+        return folder_sha256(path, ["**/*.txt"])
+    if path.is_file():
+        return file_sha256(path)
+    raise _no_text(name)
+
+
 def _read(path: Path, name: str) -> Iterator[Text]:
     if (path / "run.json").is_file():
         require(path, "generate")
@@ -52,10 +69,14 @@ def _read(path: Path, name: str) -> Iterator[Text]:
     elif path.is_file() and path.suffix == ".txt":
         yield _whole(path)
     else:
-        raise DataError(
-            f"No text at '{name}'; give the directory of a generate run that made text, a .jsonl file of "
-            '{"text": ...}, a .txt file, or a folder of .txt files'
-        )
+        raise _no_text(name)
+
+
+def _no_text(name: str) -> DataError:
+    return DataError(
+        f"No text at '{name}'; give the directory of a generate run that made text, a .jsonl file of "
+        '{"text": ...}, a .txt file, or a folder of .txt files'
+    )
 
 
 def _whole(path: Path) -> Text:

@@ -30,7 +30,7 @@ from kdbench.records import Completion, Text
 from kdbench_trainers._config import DistillConfig, TrainConfig
 from kdbench_trainers._material import Material
 from kdbench_trainers._methods import Method, check_whole, method_of
-from kdbench_trainers._texts import read_texts
+from kdbench_trainers._texts import read_texts, texts_sha256
 
 TAKES = ("completion", "text")
 NEEDS_SAMPLES = False  # `texts` may be all there is
@@ -114,6 +114,11 @@ class Config(StrictConfig):
 def needs_teacher(config: Config) -> bool:
     """Whether a stage loads the teacher."""
     return "distil" in config.stages and config.distillation().needs_teacher
+
+
+def inputs(config: Config) -> dict[str, str]:
+    """The domain's text, by path, with its hash."""
+    return texts_sha256(config.texts)
 
 
 def train(

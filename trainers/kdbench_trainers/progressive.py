@@ -66,6 +66,12 @@ def needs_teacher(config: Config) -> bool:
     return any(stage.teacher is None and stage.trainer().needs_teacher for stage in config.stages)
 
 
+def inputs(config: Config) -> dict[str, str]:
+    """The stages' own teachers, with the hash of their weights."""
+    teachers = sorted({stage.teacher for stage in config.stages if stage.teacher is not None})
+    return {one: weights_sha256(local_weights(one)) for one in teachers}
+
+
 def train(
     samples: Sequence[Completion],
     *,
