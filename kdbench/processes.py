@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """This is number `rank` (0 is the first) of `world` processes."""
+    """This is number `rank` (0 is the first) of `world` processes, and number `local` on its machine."""
 
     rank: int = 0
     world: int = 1
+    local: int = 0
 
     @property
     def is_first(self) -> bool:
@@ -27,4 +28,5 @@ class Place:
 
 def this_process() -> Place:
     """The place of this process."""
-    return Place(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return Place(rank, world or 1, local)

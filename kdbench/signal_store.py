@@ -56,6 +56,7 @@ class StoreInfo(Record):
     vocabulary: int
     teacher_sha256: str
     tokenizer_sha256: str
+    end_of_turn: int  # the token that ends the completions
     scale: float = 1.0  # of the teacher's logits
     cap: float | None = None
 
@@ -118,10 +119,10 @@ class StoreWriter:
                 width = 1 if name == "tokens.i32" else self._width
                 file.truncate(tokens * width * np.dtype(dtype).itemsize)
                 self._files.append(file)
-            index = open(self._folder / "index.jsonl", "wb")
-            self._files.append(index)
-            index.write(b"".join(_as_line(line) for line in self._lines))
-            index.flush()
+            kept = self._folder / ".index.jsonl"  # a kill here must lose no line
+            kept.write_bytes(b"".join(map(_as_line, self._lines)))
+            kept.replace(self._folder / "index.jsonl")
+            self._files.append(open(self._folder / "index.jsonl", "ab"))
         except OSError as exc:
             raise self._full(exc) from exc
         return self

@@ -283,6 +283,15 @@ def test_a_teacher_of_no_numbers_is_named(data, tmp_path):
         store_signals(data=data, teacher=broken, out=tmp_path / "s")
 
 
+def test_a_bfloat16_teacher_can_be_put_down(data, teacher, student, tmp_path):
+    out = store_signals(data=data, teacher=teacher, out=tmp_path / "s", config={"dtype": "bfloat16"})
+    assert 0 <= read_info(out)["stats"]["lost"] < 0.1
+    run = train(
+        "white_box", data=data, student=student, out=tmp_path / "t", config={**SETTINGS, "signals": str(out)}
+    )
+    assert all(loss > 0 for loss in losses(run))
+
+
 def test_the_command_says_what_it_kept(data, teacher, tmp_path):
     command = [sys.executable, "-m", "kdbench.cli", "signals", "--data", str(data), "--teacher", teacher]
     done = subprocess.run([*command, "--out", str(tmp_path / "s")], capture_output=True, text=True)

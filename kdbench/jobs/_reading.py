@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kdbench.errors import UsageError
+from kdbench.errors import RunFailed, UsageError
 from kdbench.losses.divergences import Divergence, log_probabilities, with_gradient
 from kdbench.losses.heads import Head, head_of
 from kdbench.losses.signals import top_k
 from kdbench.models.loading import load_model, load_tokenizer, pick_device
 from kdbench.models.rows import check_head, teacher_states
-from kdbench.models.sequences import Reader, TokenSequence, encode
+from kdbench.models.sequences import Reader, TokenSequence, encode, end_of_turn, last_id
 from kdbench.records import Completion
 from kdbench.signal_store import Entry, StoreInfo, tokenizer_sha256
 
@@ -39,7 +39,7 @@ class TeacherReader:
         check_head(teacher, self._model)
         self._reader = Reader(tokenizer, (self._model.generation_config, self._model.config))
         whole = head_of(self._model)
-        self.head: Head = whole.cut(min(len(tokenizer), whole.vocabulary))
+        self.head: Head = whole.cut(min(last_id(tokenizer) + 1, whole.vocabulary))
         if settings.kind == "top_k" and settings.k > self.head.vocabulary:
             raise UsageError(
                 f"k = {settings.k}, and the teacher has {self.head.vocabulary:,} tokens; lower k"
@@ -50,6 +50,7 @@ class TeacherReader:
             vocabulary=self.head.vocabulary,
             teacher_sha256=weights,
             tokenizer_sha256=tokenizer_sha256(tokenizer),
+            end_of_turn=end_of_turn(self._reader),
             scale=self.head.scale,
             cap=self.head.cap,
         )
@@ -93,6 +94,12 @@ class TeacherReader:
 
     def _columns(self, hidden: Tensor) -> tuple[Tensor, ...]:
         if self._settings.kind == "hidden":
-            return (hidden,)
+            halved = hidden.half()
+            if not bool(halved.isfinite().all()):
+                raise RunFailed(
+                    f"Hidden states of the teacher '{self._name}' are too large for 16 bits; put down its "
+                    "likeliest tokens instead: --set kind=top_k"
+                )
+            return (halved,)
         parts = [top_k(self.head.logits(part), self._settings.k) for part in torch.split(hidden, _CHUNK)]
         return torch.cat([part.ids for part in parts]), torch.cat([part.log_probs for part in parts])

@@ -7,9 +7,9 @@
     signal.compare(rows, student_logits, divergence, temperature)  -> (value [n], gradient [n, V])
 
 Top-k distributions are compared over k + 1 buckets, the last of which holds all that is left. That is a
-divergence in its own right, never above the exact one for the f-divergences here (merging outcomes loses
-information), zero at a match, and exact at k = V. To renormalise over the k instead would put no pressure on
-what the student gives to the rest.
+divergence in its own right: zero at a match, exact at k = V, and at temperature 1 never above the exact one
+(merging outcomes loses information; adaptive_kl, no f-divergence, apart). To renormalise over the k instead
+would put no pressure on what the student gives to the rest.
 """
 
 from __future__ import annotations

@@ -149,6 +149,11 @@ def _why_not(sequence: TokenSequence, limit: int, whose: str) -> str | None:
     return None
 
 
+def last_id(tokenizer: Any) -> int:
+    """The largest id that the tokenizer gives: a vocabulary may have holes, and then more ids than tokens."""
+    return max(tokenizer.get_vocab().values())
+
+
 def end_of_turn(reader: Reader) -> int:
     """The token that ends the assistant's turn: the first one of the model's stops that its template writes.
 

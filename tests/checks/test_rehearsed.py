@@ -10,8 +10,9 @@ from kdbench.checks.batches import check_batches, check_positions, spread  # noq
 from kdbench.checks.case import reader_of  # noqa: E402
 from kdbench.checks.denominator import check_denominator  # noqa: E402
 from kdbench.checks.running import rehearsed  # noqa: E402
+from kdbench.models import rows  # noqa: E402
 from kdbench.models.rows import padded  # noqa: E402
-from kdbench_trainers import _batches, _rehearsal, _teacher, black_box, distillm, gkd, white_box  # noqa: E402
+from kdbench_trainers import _batches, _rehearsal, black_box, distillm, gkd, white_box  # noqa: E402
 from kdbench_trainers._trainer import KdTrainer  # noqa: E402
 from tests.checks.cases import case, of, only  # noqa: E402
 from tests.trainers.tiny import story, tokenizer  # noqa: E402
@@ -155,7 +156,7 @@ def test_learned_positions_fed_wrongly(who, tmp_path, monkeypatch):
     rehearsal = rehearsal_of("white_box", model, model)
     assert check_positions(sound, rehearsal) == []
     rehearsal.step(spread(sound.sequences, 2), micro_batch=2)  # what the teacher keeps of it is no answer
-    monkeypatch.setattr({"student": _batches, "teacher": _teacher}[who], "padded", on_the_left)
+    monkeypatch.setattr({"student": _batches, "teacher": rows}[who], "padded", on_the_left)
     found = only(check_positions(sound, rehearsal))
     assert (found.level, found.samples) == ("error", ("s0",))  # the short one; the long one is not padded
     assert f"hidden states in the {who} change" in found.text

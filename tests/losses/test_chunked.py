@@ -191,6 +191,35 @@ def test_numbers_out_of_range_are_refused(numbers):
         Objective(**numbers)
 
 
+@pytest.mark.parametrize("form", ["hidden", "top_k"])
+def test_no_two_copies_of_the_logits_exist(form):
+    """No tensor is ever as large as the rows times the vocabulary."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            for one in made if isinstance(made, (tuple, list)) else [made]:
+                if isinstance(one, torch.Tensor):
+                    self.numbers = max(self.numbers, one.numel())
+            return made
+
+    rows, vocabulary, width, chunk = 600, 5000, 8, 50
+    hidden, said = torch.randn(2, rows, width)
+    head, teacher = (
+        Head(torch.randn(vocabulary, width).requires_grad_()),
+        Head(torch.randn(vocabulary, width)),
+    )
+    signal = HiddenStates(said, teacher) if form == "hidden" else top_k(teacher.logits(said), 4)
+    targets = torch.randint(vocabulary, (rows,))
+    with Largest() as seen:
+        loss = distillation_loss(hidden.requires_grad_(), head, signal, targets, chunk_rows=chunk).loss
+        loss.backward()
+    assert seen.numbers <= chunk * vocabulary < rows * vocabulary / 10
+
+
 def test_float32_is_close_to_float64_at_a_real_vocabulary():
     generator = torch.Generator().manual_seed(1)
     hidden, teacher = torch.randn(2, 40, 64, generator=generator, dtype=torch.float64)

@@ -26,7 +26,8 @@ SETTINGS = {
     "distillm": {"tolerance": 0.0, "buffer_size": 8, "max_new_tokens": 8, "learning_rate": 1.0},
 }
 MODULES = {"white_box": white_box, "gkd": gkd, "distillm": distillm}
-STEPS = {"steps": 14, "eval_every": 1, "checkpoint_every": 3}
+# Lines and checkpoints fall on different steps, and the last step on neither.
+STEPS = {"steps": 14, "eval_every": 1, "checkpoint_every": 3, "log_every": 4}
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 RUN = """
@@ -41,7 +42,7 @@ name, out, student, teacher, wanted = sys.argv[2:7]
 on_log = _callbacks.Metrics.on_log
 def stop(self, args, state, control, logs, **more):
     on_log(self, args, state, control, logs, **more)
-    if state.global_step == int(wanted) and "loss" in logs:
+    if state.global_step == int(wanted) and "eval_loss" in logs:
         os.kill(os.getpid(), signal.SIGKILL)
 _callbacks.Metrics.on_log = stop
 resume = wanted == "-1"
@@ -50,14 +51,14 @@ t.run(t.MODULES[name], Path(out), student, teacher, resume=resume, **t.STEPS, **
 
 
 def in_a_process(name, out, student, teacher, killed_at):
-    """Train in a process of its own with one thread; killed at a step, 0 for not at all, -1 to go on."""
+    """Train in a process of its own with one thread; killed at a step, 99 for not at all, -1 to go on."""
     command = [sys.executable, "-c", RUN, str(ROOT), name, str(out), student, teacher, str(killed_at)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ALONE)
 
 
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_killed_and_resumed_goes_on_to_the_same_bits(name, student, teacher, tmp_path):
-    whole = in_a_process(name, tmp_path / "whole", student, teacher, 0)
+    whole = in_a_process(name, tmp_path / "whole", student, teacher, 99)
     assert whole.returncode == 0, whole.stderr
     killed = in_a_process(name, tmp_path / "cut", student, teacher, 8)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -89,6 +90,47 @@ def test_micro_batches_change_nothing(student, teacher, tmp_path, micro_batch_si
         assert one["tokens"] == other["tokens"] == one["generated_tokens"]
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["gkd", "distillm"])
+def test_bfloat16_products_keep_float32_weights_and_the_student_can_write(name, student, teacher, tmp_path):
+    settings = {"gkd": {"lmbda": 1.0}, "distillm": SETTINGS["distillm"]}[name]
+    weights = run(
+        MODULES[name], tmp_path, student, teacher, dtype="bfloat16", **{**settings, "max_new_tokens": 6}
+    )
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+    assert name == "distillm" or all(line["generated_tokens"] > 0 for line in lines(tmp_path, "train"))
+
+
+def test_every_step_is_in_a_line_however_seldom_lines_are_written(student, teacher, tmp_path):
+    settings = {"lmbda": 0.0, "steps": 5, "validation_share": 0}
+    run(gkd, tmp_path / "each", student, teacher, **settings)
+    run(gkd, tmp_path / "few", student, teacher, **settings, log_every=3, checkpoint_every=2)
+    tokens = [sum(line["tokens"] for line in lines(tmp_path / name, "train")) for name in ("each", "few")]
+    assert tokens[0] == tokens[1]
+    assert [line["step"] for line in lines(tmp_path / "few", "train")] == [2, 3, 4, 5]
+
+
+def test_a_model_of_no_numbers_is_never_saved(student, tmp_path):
+    from kdbench_trainers import black_box
+    from tests.trainers.tiny import story
+
+    heavy = [story(n, weight=1e38) for n in range(4)]  # their sum is beyond float32
+    with pytest.raises(RunFailed, match="The loss became"):
+        run(black_box, tmp_path, student, samples=heavy, validation_share=0, steps=3, log_every=50)
+    assert not (tmp_path / "model").exists()
+
+
+def test_validation_never_has_the_teacher_read_what_is_learnt(student, teacher, tmp_path, monkeypatch):
+    from kdbench_trainers._teacher import LiveTeacher
+
+    seen = []
+    look = LiveTeacher._look
+    monkeypatch.setattr(
+        LiveTeacher, "_look", lambda self, group: seen.extend(s.key for s in group) or look(self, group)
+    )
+    run(gkd, tmp_path, student, teacher, stories(24), lmbda=1.0, max_new_tokens=4, steps=2, eval_every=1)
+    assert len([key for key in seen if key is not None]) == 6  # the quarter that is held out, each once
 
 
 def test_how_long_the_unused_answers_are_plays_no_part(student, teacher, tmp_path):
@@ -156,7 +198,7 @@ def test_what_it_cost_is_in_every_line(student, teacher, tmp_path):
 
 
 def test_a_foreign_or_broken_checkpoint_is_named(student, teacher, tmp_path):
-    settings = {"steps": 4, "checkpoint_every": 2, "keep_checkpoints": True, "validation_share": 0}
+    settings = {"steps": 4, "checkpoint_every": 2, "keep_checkpoints": True}
     run(distillm, tmp_path, student, teacher, **settings)
     (checkpoint,) = (tmp_path / "checkpoints").glob("checkpoint-*")
     state = checkpoint / "kdbench_source-0.json"
@@ -189,6 +231,12 @@ def test_adapters_are_trained_alone_and_added_to_the_weights(student, teacher, t
     assert names == {"adapter_model.safetensors"}
     with pytest.raises(ConfigError, match=r"lora.targets = \['nowhere'\].*or all-linear"):
         run(gkd, tmp_path / "none", student, teacher, lora={"targets": ["nowhere"]})
+    with pytest.raises(
+        ConfigError, match=r"lora.targets names lm_head, and head and embeddings get no adapters"
+    ):
+        run(gkd, tmp_path / "head", student, teacher, lora={"targets": ["lm_head"]})
+    again = run(gkd, tmp_path / "again", student, teacher, lora=lora, max_new_tokens=6, steps=6)
+    same(weights, again, rtol=0, atol=0)  # whatever was drawn before
 
 
 @pytest.mark.parametrize(
@@ -202,6 +250,9 @@ def test_adapters_are_trained_alone_and_added_to_the_weights(student, teacher, t
         (distillm, {"buffer_size": 3}, "buffer_size 3 holds no batch of 4"),
         (white_box, {"normalize_jsd": True}, "normalize_jsd belongs to divergence jsd, not to forward_kl"),
         (white_box, {"token_scaling": 0}, "token_scaling"),
+        (white_box, {"beta": 0.9}, "beta plays no part in divergence forward_kl; leave it out"),
+        (gkd, {"alpha": 0.2}, "alpha plays no part in divergence jsd"),
+        (distillm, {"validation_share": 0}, "validation_share 0 leaves none"),
     ],
 )
 def test_numbers_out_of_range_are_refused(module, settings, message):
@@ -226,10 +277,25 @@ def test_a_teacher_that_answers_with_no_numbers_is_named(student, tmp_path):
         run(white_box, tmp_path / "out", student, broken, stories(8))
 
 
-def test_token_scaling_puts_weight_on_what_the_teacher_found_hard(student, teacher, tmp_path):
-    plain = run(white_box, tmp_path / "plain", student, teacher, validation_share=0, steps=2)
-    mild = run(white_box, tmp_path / "mild", student, teacher, validation_share=0, steps=2, token_scaling=1e6)
-    same(plain, mild, rtol=1e-3, atol=1e-3)
-    run(white_box, tmp_path / "sharp", student, teacher, validation_share=0, steps=2, token_scaling=0.5)
-    first = [lines(tmp_path / name)[0]["loss"] for name in ("plain", "sharp")]
-    assert first[0] != pytest.approx(first[1], rel=1e-2)
+def test_token_scaling_weighs_by_what_the_teacher_found_hard(student, teacher, tmp_path):
+    """One sample's loss, from both models' own logits."""
+    from kdbench.losses.weighting import token_scaled
+    from kdbench.models.loading import load_model, load_tokenizer
+    from tests.trainers.tiny import story
+
+    sample, tok = story(3, words=9), load_tokenizer(student)
+    run(white_box, tmp_path, student, teacher, [sample], validation_share=0, steps=1, token_scaling=0.5)
+    turns = [{"role": m.role, "content": m.content} for m in sample.prompt]
+    prompt = tok.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    answer = [*tok(sample.text)["input_ids"], tok.eos_token_id]
+    ids = torch.tensor([prompt + answer])
+    with torch.no_grad():
+        ours, theirs = (
+            load_model(ref, device="cpu")(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            for ref in (student, teacher)
+        )
+    kl = (theirs.exp() * (theirs - ours)).sum(-1)
+    unsure = -theirs.gather(-1, torch.tensor(answer).unsqueeze(-1)).squeeze(-1)
+    expected = (token_scaled(unsure, [len(answer)], 0.5) * kl).mean().item()
+    assert lines(tmp_path, "train")[0]["loss"] == pytest.approx(expected, rel=1e-4)
+    assert expected != pytest.approx(kl.mean().item(), rel=1e-2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import threading
 from pathlib import Path
@@ -63,9 +64,10 @@ class Metrics(TrainerCallback):
         if not self._writes:
             return self
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._path, "w", encoding="utf-8")
-        for line in self._lines:
-            self._write(line)
+        kept = self._path.with_name(f".{self._path.name}.{os.getpid()}")  # a kill here must lose no line
+        kept.write_text("".join(json.dumps(line) + "\n" for line in self._lines), encoding="utf-8")
+        kept.replace(self._path)
+        self._file = open(self._path, "a", encoding="utf-8")
         self._meter.__enter__()
         if self._first:
             log.info("Going on from the checkpoint of step %d", self._first)
@@ -97,9 +99,15 @@ class Metrics(TrainerCallback):
                 )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """No checkpoint of the last step: the model itself is saved."""
+        """No checkpoint of the last step: the model itself is saved. Each of them comes with a line.
+
+        So a checkpoint never falls between two lines, and no number that is none goes into one unseen.
+        """
         if state.global_step >= state.max_steps:
             control.should_save = False
+            control.should_log = True
+        elif control.should_save:
+            control.should_log = True
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._file is None:
@@ -158,9 +166,11 @@ class Interrupt(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask for a checkpoint and the end."""
-        if self._asked:
-            control.should_save = state.global_step < state.max_steps
-            control.should_training_stop = True
+        if self._asked and state.global_step >= state.max_steps:
+            log.warning("That was the last step: the training ends as it would have")
+            self._asked = False
+        elif self._asked:
+            control.should_save = control.should_log = control.should_training_stop = True
 
     def check(self) -> None:
         """Raise KeyboardInterrupt where Ctrl-C was pressed."""

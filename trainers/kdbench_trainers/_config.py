@@ -94,6 +94,9 @@ class DistillConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _used(self) -> DistillConfig:
+        for key, default, users in (("beta", 0.5, "jsd"), ("alpha", 0.1, "skew_")):
+            if getattr(self, key) != default and not self.divergence.startswith(users):
+                raise ValueError(f"{key} plays no part in divergence {self.divergence}; leave it out")
         if self.normalize_jsd and self.divergence != "jsd":
             raise ValueError(f"normalize_jsd belongs to divergence jsd, not to {self.divergence}")
         return self

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from kdbench.checks.case import Case
 from kdbench.checks.running import VETTED, vet
 from kdbench.errors import RunFailed, StorageError
 from kdbench.models.sequences import Reader, TokenSequence
+from kdbench.processes import this_process
+from kdbench.progress import log
 from kdbench.records import Completion
 from kdbench_trainers._callbacks import Interrupt, Metrics, OptimizerClock
 from kdbench_trainers._config import TrainConfig
 from kdbench_trainers._material import Material, divided
-from kdbench_trainers._trainer import KdTrainer, Plan
+from kdbench_trainers._trainer import STATE_FILE, KdTrainer, Plan
 
 
 def fit(
@@ -95,7 +97,10 @@ def learn(
         _save(trainer, student.tokenizer, out, config)
         trainer.accelerator.wait_for_everyone()  # nobody goes on to read what is not yet written
     if not config.keep_checkpoints and trainer.place.is_first:
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        for path in (out / "checkpoints").glob("checkpoint-*"):  # a tracker may have written beside them
+            shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            (out / "checkpoints").rmdir()
 
 
 @contextmanager
@@ -130,8 +135,10 @@ def last_checkpoint(folder: Path) -> Path | None:
             json.loads((path / "trainer_state.json").read_bytes())
         except (OSError, ValueError):
             shutil.rmtree(path, ignore_errors=True)
-        else:
+            continue
+        if (path / STATE_FILE.format(this_process().world - 1)).is_file():
             return path
+        log.warning("%s is passed over: not all processes had written to it", path)
     return None
 
 

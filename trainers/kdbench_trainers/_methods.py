@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from kdbench import plugins
-from kdbench.config import StrictConfig, build
+from kdbench.config import StrictConfig, build, canonical_hash
+from kdbench.rundir import require
 from kdbench_trainers._material import Material
 
 
@@ -52,6 +53,16 @@ def method_of(name: str, settings: Mapping[str, Any]) -> Method:
     """A trainer by name. Raises UnknownPlugin, and ConfigError for settings that it does not know."""
     module = plugins.load("trainers", name)
     return Method(name, module, build(plugins.config_class(module), settings, f"trainer {name}"))
+
+
+def signals_sha256(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The run of signals that a trainer's settings name, if they do, with a hash of what it was made from.
+
+    Raises RunDirError for a run that is none or not finished.
+    """
+    if not (path := settings.get("signals")):
+        return {}
+    return {str(path): canonical_hash(require(Path(path), "signals")["fingerprint"])}
 
 
 def check_whole(config: StrictConfig, where: str) -> None:

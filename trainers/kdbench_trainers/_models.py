@@ -7,7 +7,8 @@ model(kd=score)        # score(model) instead of the model's own forward, throug
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from kdbench.errors import ConfigError, UsageError
 from kdbench.models.loading import first_line, load_model, load_tokenizer, pick_device
 from kdbench.models.rows import check_head
 from kdbench.models.sequences import Reader
+from kdbench.processes import this_process
 from kdbench_trainers._config import Lora, TrainConfig
 
 
@@ -33,7 +35,13 @@ class Compute:
         if device == "cuda" and found != "cuda":
             raise UsageError("device = cuda, but no CUDA device can be used here; use cpu or auto")
         dtype = config.dtype if config.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
-        return cls(device, dtype)
+        place = this_process()
+        return cls(f"cuda:{place.local}" if device == "cuda" and place.world > 1 else device, dtype)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether no other device is used."""
+        return self.device == "cpu"
 
 
 def load_student(student: str, config: TrainConfig) -> tuple[Reader, Any]:
@@ -43,7 +51,7 @@ def load_student(student: str, config: TrainConfig) -> tuple[Reader, Any]:
     check_head(student, model)
     reader = Reader(tokenizer, (model.generation_config, model.config))
     if config.lora is not None:
-        model = _with_adapters(model, config.lora)
+        model = _with_adapters(model, config.lora, config.seed)
     take_loss_inside(model)
     return reader, model
 
@@ -62,9 +70,32 @@ def take_loss_inside(model: Any) -> None:
     model.forward = forward
 
 
-def _with_adapters(model: Any, lora: Lora) -> Any:
+@contextmanager
+def own_forward(model: Any) -> Iterator[None]:
+    """The model's own forward pass for a while: without our loss in it, and without accelerate's autocast.
+
+    The sampler calls the decoder and the whole model in turn; autocast around one of them alone would have
+    them disagree about precision.
+    """
+    laid_over = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if laid_over is not None:
+            model.forward = laid_over
+
+
+def _with_adapters(model: Any, lora: Lora, seed: int) -> Any:
+    import torch
     from peft import LoraConfig, get_peft_model
 
+    fixed = {"lm_head", "embed_tokens"} & set(() if isinstance(lora.targets, str) else lora.targets)
+    if fixed:
+        raise ConfigError(
+            f"lora.targets names {fixed.pop()}, and head and embeddings get no adapters: the losses take the "
+            "head's own weights; leave it out"
+        )
+    torch.manual_seed(seed)  # what adapters begin with is drawn
     settings = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets,
         task_type="CAUSAL_LM",

@@ -5,6 +5,7 @@ distil("gkd", samples, teacher="smollm2", ..., source=lambda writer: Mixed(write
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from kdbench.models.weights import require_train
 from kdbench.records import Completion
 from kdbench_trainers._config import DistillConfig, OnPolicyConfig
 from kdbench_trainers._material import Material
+
+log = logging.getLogger("kdbench")
 
 if TYPE_CHECKING:
     from kdbench.models.sequences import Reader
@@ -90,7 +93,13 @@ def distil_stored(
 
     reader, model = load_student(student, config)
     rows = model.get_output_embeddings().weight.shape[0]
-    store = open_store(signals, samples, student, reader.tokenizer, rows, teacher)
+    store = open_store(signals, samples, student, reader, rows, teacher)
+    if store.info.kind == "top_k" and config.kd_temperature != 1:
+        log.warning(
+            "The signals hold the likeliest tokens and a rest, softened as one: kd_temperature %g is another "
+            "objective here than with a live teacher or with hidden states",
+            config.kd_temperature,
+        )
     lesson = StoredTeacher(store, config, str(model.device))
     fit(
         samples, student=reader, model=model, plan=Plan(lesson), out=out, config=config, resume=resume,

@@ -24,6 +24,7 @@ from kdbench.models.sampling import BatchSampler, Job
 from kdbench.models.sequences import TokenSequence
 from kdbench.processes import Place, this_process
 from kdbench.teacher import Sampling
+from kdbench_trainers._models import own_forward
 
 
 class Source(Protocol):
@@ -117,7 +118,8 @@ class Writer:
         whole = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
         trained = self._model.training
         self._model.eval()
-        replies = BatchSampler(whole, self._tokenizer, batch=len(jobs)).run(jobs)
+        with own_forward(whole):
+            replies = BatchSampler(whole, self._tokenizer, batch=len(jobs)).run(jobs)
         self._model.train(trained)
         written = [
             replace(one, key=None, completion=reply.ids + (() if reply.end is None else (reply.end,)))

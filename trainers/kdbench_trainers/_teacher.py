@@ -22,7 +22,7 @@ from kdbench.losses.signals import HiddenStates, Signal
 from kdbench.losses.weighting import token_scaled
 from kdbench.models.loading import load_model, load_tokenizer
 from kdbench.models.rows import check_head, teacher_states
-from kdbench.models.sequences import Reader, TokenSequence, text_key
+from kdbench.models.sequences import Reader, TokenSequence, end_of_turn, last_id, text_key
 from kdbench.models.weights import local_weights, weights_sha256
 from kdbench.records import Completion
 from kdbench.signal_store import SignalStore, tokenizer_sha256
@@ -49,7 +49,9 @@ def load_teacher(
     model = load_model(teacher, device=compute.device, dtype=compute.dtype)
     check_head(teacher, model)
     vocabulary = min(
-        len(tokenizer), head_of(model).vocabulary, student_model.get_output_embeddings().weight.shape[0]
+        last_id(tokenizer) + 1,
+        head_of(model).vocabulary,
+        student_model.get_output_embeddings().weight.shape[0],
     )
     return Reader(tokenizer, (model.generation_config, model.config)), LiveTeacher(
         teacher, model, config, vocabulary
@@ -60,16 +62,22 @@ def open_store(
     folder: Path,
     samples: Sequence[Completion],
     student: str,
-    tokenizer: Any,
+    reader: Reader,
     head_rows: int,
     teacher: str | None,
 ) -> SignalStore:
     """The store of signals in `folder`, if it fits. Raises ConfigError, DataError, RunDirError."""
     store = SignalStore.open(folder)
-    if store.info.tokenizer_sha256 != tokenizer_sha256(tokenizer) or head_rows < store.info.vocabulary:
+    if store.info.tokenizer_sha256 != tokenizer_sha256(reader.tokenizer) or head_rows < store.info.vocabulary:
         raise ConfigError(
             f"The signals in {folder} are of a tokenizer of {store.info.vocabulary:,} tokens, and the "
             f"student '{student}' has another one; train one with the teacher's tokenizer, or use black_box"
+        )
+    if store.info.end_of_turn != (end := end_of_turn(reader)):
+        names = reader.tokenizer.convert_ids_to_tokens([store.info.end_of_turn, end])
+        raise ConfigError(
+            f"The signals in {folder} end with {names[0]!r}, and the student '{student}' ends its turns with "
+            f"{names[1]!r}; give it the teacher's chat template, or learn from a live teacher"
         )
     if teacher is not None and weights_sha256(local_weights(teacher)) != store.info.teacher_sha256:
         raise ConfigError(
@@ -150,7 +158,7 @@ class StoredTeacher(Distillation):
 class LiveTeacher(Distillation):
     """The teacher's model reads what the student learns; of the data's sequences its states are kept.
 
-    They are kept if all of them fit into `teacher_cache_mb`, on the teacher's device. The teacher reads
+    They are kept if all that `prepare` is given fit into `teacher_cache_mb`, on its device. The teacher reads
     them in fixed companies, whatever the order of the training: what it says of a sequence then does not
     depend on when it is asked, to the last bit.
     """
@@ -165,11 +173,12 @@ class LiveTeacher(Distillation):
         self._kept: dict[int, Tensor] = {}
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
-        """These may be asked for again and again."""
+        """These may be asked for again and again; each call makes companies of its own."""
         tokens = sum(len(one.completion) for one in sequences)
-        size = self._head.weight.element_size() * self._head.weight.shape[1]
-        if tokens * size > self._room:
+        size = tokens * self._head.weight.element_size() * self._head.weight.shape[1]
+        if size > self._room:
             return
+        self._room -= size
         for company in by_length(sequences, _READ_AT_ONCE):
             self._company |= {one.key: company for one in company if one.key is not None}
 

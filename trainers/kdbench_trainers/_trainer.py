@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ from kdbench_trainers._config import TrainConfig
 from kdbench_trainers._models import Compute
 from kdbench_trainers._sources import Data, Source
 
+STATE_FILE = "kdbench_source-{}.json"  # of each process, in a checkpoint
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -134,7 +136,9 @@ class KdTrainer(SFTTrainer):
         self.plan = plan
         self.sequences = {"train": train, "validation": validation}
         used = {index for indices in self.order for index in indices}
-        plan.lesson.prepare([*(train[index] for index in sorted(used)), *validation])
+        # Apart: what is validated is then never read in the company of what is learnt.
+        plan.lesson.prepare([train[index] for index in sorted(used)])
+        plan.lesson.prepare(validation)
         if resumed is not None:
             plan.source.restore(_read_state(resumed, self.place))
         self.clock = Clock()
@@ -148,6 +152,16 @@ class KdTrainer(SFTTrainer):
             processing_class=tokenizer,
             data_collator=collate,
         )
+        if self.accelerator.num_processes != self.place.world:
+            raise ConfigError(
+                f"The launcher started {self.accelerator.num_processes} processes, and WORLD_SIZE says "
+                f"{self.place.world}; use torchrun or accelerate launch"
+            )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ConfigError(
+                "The trainers work with DDP, and not with FSDP or DeepSpeed yet; launch without them, and "
+                "with lora, gradient_checkpointing or a smaller micro_batch_size where memory is short"
+            )
 
     def _send_telemetry(self) -> None:
         """Tell nobody."""
@@ -261,14 +275,16 @@ class KdTrainer(SFTTrainer):
         """
         self.model.eval()  # training_step puts it back
         sums, tokens = torch.zeros(4, device=self.model.device), 0
+        began = time.perf_counter()
         with self.clock.stopped():
             for part in by_length(self._in_shares(self.sequences["validation"], 1), self.micro_batch):
                 batch = self._prepare_inputs(collate(part))
-                found = self._score(self.model, batch)
+                scored = self._score(self.model, batch)
                 weight = batch["weights"].sum()
-                sums += torch.stack((found.loss, found.divergence, found.cross_entropy, weight))
+                sums += torch.stack((scored.loss, scored.divergence, scored.cross_entropy, weight))
                 tokens += len(batch["targets"])
-        metrics = {f"eval_{name}": value for name, value in (_means(sums) | {"tokens": tokens}).items()}
+        found = _means(sums) | {"tokens": tokens, "seconds": round(time.perf_counter() - began, 3)}
+        metrics = {f"eval_{name}": value for name, value in found.items()}
         Trainer.log(self, metrics)
         self.plan.source.validated(metrics["eval_cross_entropy"])
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -279,12 +295,19 @@ class KdTrainer(SFTTrainer):
         path = _state_file(folder, self.place)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self.plan.source.state()), encoding="utf-8")
+            state = {"world": self.place.world, "source": self.plan.source.state()}
+            path.write_text(json.dumps(state), encoding="utf-8")
+            super()._save_checkpoint(model, trial)
         except OSError as exc:
             raise StorageError(
-                f"Cannot write {path}: {exc.strerror or exc}; free some room and go on with --resume"
+                f"Cannot write into {folder}: {exc.strerror or exc}; free some room and go on with --resume"
             ) from exc
-        super()._save_checkpoint(model, trial)
+        except RuntimeError as exc:
+            if "PytorchStreamWriter" not in str(exc) and "inline_container" not in str(exc):
+                raise
+            raise StorageError(
+                f"Cannot write into {folder}: {first_line(exc)}; free some room and go on with --resume"
+            ) from exc
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with _readable(resume_from_checkpoint):
@@ -308,7 +331,7 @@ def _readable(checkpoint: str | None) -> Iterator[None]:
 
 
 def _state_file(checkpoint: Path, place: Place) -> Path:
-    return checkpoint / f"kdbench_source-{place.rank}.json"
+    return checkpoint / STATE_FILE.format(place.rank)
 
 
 def _read_state(checkpoint: Path, place: Place) -> dict[str, Any]:
@@ -316,12 +339,19 @@ def _read_state(checkpoint: Path, place: Place) -> dict[str, Any]:
     path = _state_file(checkpoint, place)
     try:
         state: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as exc:
+        source: dict[str, Any] = state["source"]
+        world = int(state["world"])
+    except (OSError, ValueError, KeyError, TypeError) as exc:
         raise RunFailed(
             f"The checkpoint {checkpoint} has no readable {path.name}; go on with as many processes as wrote "
             "it, remove it to go on from the one before, or begin anew with --overwrite"
         ) from exc
-    return state
+    if world != place.world:
+        raise RunFailed(
+            f"The checkpoint {checkpoint} was written by {world} processes, and there are {place.world}; go "
+            "on with as many, or begin anew with --overwrite"
+        )
+    return source
 
 
 def _means(sums: Tensor) -> dict[str, float]:
@@ -361,7 +391,7 @@ def _arguments(out: Path, config: TrainConfig) -> SFTConfig:
         save_steps=config.checkpoint_every,
         save_total_limit=2,
         seed=config.seed,
-        use_cpu=compute.device == "cpu",
+        use_cpu=compute.on_cpu,
         bf16=compute.dtype == "bfloat16",
         gradient_checkpointing=False,  # the old name of the next, on by default in TRL
         activation_checkpointing=config.gradient_checkpointing,

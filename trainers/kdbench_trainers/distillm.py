@@ -7,8 +7,9 @@
 
 Ko et al. 2024, arXiv 2402.03898: skew KL, alpha 0.1, whose gradient is bounded where the student gives a
 token nothing. phi starts at 0 and grows by 0.1 each time that a validation is worse by `tolerance`: a
-student that learns well from the data pays for no generation. phi and the buffer are in every checkpoint.
-The paper adds a language-modelling loss on plain text, and begins with a student trained on the data.
+student that learns well from the data pays for no generation. phi and the buffer are in every checkpoint;
+of several processes each keeps a buffer of its own. The paper adds a language-modelling loss on plain text,
+and begins with a student trained on the data.
 """
 
 from __future__ import annotations
@@ -44,6 +45,11 @@ class Config(OnPolicyConfig):
 
     @model_validator(mode="after")
     def _room(self) -> Config:
+        if self.validation_share == 0:
+            raise ValueError(
+                "distillm writes and replays as validation demands, and validation_share 0 leaves none; "
+                "raise it, or use gkd or white_box"
+            )
         if self.buffer_size < self.batch_size:
             raise ValueError(
                 f"buffer_size {self.buffer_size} holds no batch of {self.batch_size}; make it larger"
