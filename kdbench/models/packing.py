@@ -12,11 +12,11 @@ a wall between them; the token that ends them says where one is over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kdbench.errors import UsageError
-from kdbench.models.sequences import Reader, TokenSequence, split
+from kdbench.models.sequences import Reader, TokenSequence, choose_groups, split
 from kdbench.records import Text
 
 
@@ -29,23 +29,41 @@ class _Document:
 
 
 def windows(
-    texts: Sequence[Text], reader: Reader, limit: int, validation_share: float, seed: int
+    texts: Sequence[Text],
+    reader: Reader,
+    limit: int,
+    validation_share: float,
+    seed: int,
+    held_out: Collection[str] | None = None,
 ) -> tuple[list[TokenSequence], list[TokenSequence]]:
     """(train, validation): windows of up to `limit` tokens of the texts that are not, and that are, held out.
 
-    Whole groups of documents are held out, as `split` chooses them; of a single one, pieces as long as a
-    window. Texts of different weight do not share a window, and empty ones are passed over.
+    Whole groups of documents are held out, those of `held_out` or as `choose_groups` chooses them; of a
+    single one, pieces as long as a window. Texts of different weight do not share a window, and empty ones
+    are passed over.
     Raises UsageError where the tokenizer has no end-of-sequence token.
     """
     found: tuple[list[TokenSequence], list[TokenSequence]] = ([], [])
     end = _end(reader)
-    for weight in sorted({one.weight for one in texts if one.weight > 0}):
-        documents = list(_documents([one for one in texts if one.weight == weight], reader, end))
-        if len({one.group for one in documents}) == 1:
-            documents = list(_pieces(documents, limit - 1))
-        for part, chosen in zip(found, split(documents, validation_share, seed), strict=True):
+    by_weight = {
+        weight: list(_documents([one for one in texts if one.weight == weight], reader, end))
+        for weight in sorted({one.weight for one in texts if one.weight > 0})
+    }
+    if held_out is None:
+        groups = {one.group for documents in by_weight.values() for one in documents}
+        if len(groups) == 1:
+            by_weight = {weight: list(_pieces(found, limit - 1)) for weight, found in by_weight.items()}
+            groups = {one.group for documents in by_weight.values() for one in documents}
+        held_out = choose_groups(groups, validation_share, seed)
+    for weight, documents in by_weight.items():
+        for part, chosen in zip(found, split(documents, validation_share, seed, held_out), strict=True):
             part.extend(_packed(chosen, end, limit, weight))
     return found
+
+
+def document_group(text: Text, number: int) -> str:
+    """The name of a document's group; `number` stands in where it has neither group nor id."""
+    return text.group or text.id or f"text {number}"
 
 
 def _end(reader: Reader) -> int:
@@ -61,7 +79,7 @@ def _documents(texts: Iterable[Text], reader: Reader, end: int) -> Iterator[_Doc
     for number, one in enumerate(texts):
         ids = reader.tokenizer(one.text, add_special_tokens=False, verbose=False)["input_ids"]
         if ids:
-            yield _Document(one.group or one.id or f"text {number}", (*ids, end))
+            yield _Document(document_group(one, number), (*ids, end))
 
 
 def _pieces(documents: Iterable[_Document], length: int) -> Iterator[_Document]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -192,19 +192,29 @@ GroupedT = TypeVar("GroupedT", bound=Grouped)
 
 
 def split(
-    sequences: Sequence[GroupedT], validation_share: float, seed: int
+    sequences: Sequence[GroupedT],
+    validation_share: float,
+    seed: int,
+    held_out: Collection[str] | None = None,
 ) -> tuple[list[GroupedT], list[GroupedT]]:
-    """(train, validation): whole groups are held out, chosen by a hash of the seed and the group's name.
+    """(train, validation): whole groups are held out, those of `held_out` or as `choose_groups` says."""
+    if held_out is None:
+        held_out = choose_groups((one.group for one in sequences), validation_share, seed)
+    train = [one for one in sequences if one.group not in held_out]
+    return train, [one for one in sequences if one.group in held_out]
 
-    At least one group is held out if the share is above 0, and one is always left to train on.
+
+def choose_groups(groups: Iterable[str], validation_share: float, seed: int) -> frozenset[str]:
+    """The groups to hold out, by a hash of the seed and the group's name.
+
+    At least one is held out if the share is above 0, and one is always left to train on.
     """
-    groups = sorted({s.group for s in sequences}, key=lambda group: _hash(seed, group))
-    wanted = max(1, round(validation_share * len(groups))) if validation_share > 0 else 0
-    held_out = set(groups[: min(wanted, len(groups) - 1)])
+    ordered = sorted(set(groups), key=lambda group: _hash(seed, group))
+    wanted = max(1, round(validation_share * len(ordered))) if validation_share > 0 else 0
+    held_out = frozenset(ordered[: min(wanted, len(ordered) - 1)])
     if wanted and not held_out:
         log.warning("All samples are of one group, so none is held out for validation")
-    train = [s for s in sequences if s.group not in held_out]
-    return train, [s for s in sequences if s.group in held_out]
+    return held_out
 
 
 def _hash(seed: int, group: str) -> bytes:

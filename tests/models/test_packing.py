@@ -83,3 +83,17 @@ def test_without_an_end_token_there_are_no_documents():
 
     with pytest.raises(UsageError, match="names no end-of-sequence token, so nothing could mark the end"):
         windows([text(0, 5)], Reader(NoEnd()), 10, 0.0, 0)
+
+
+def test_a_group_with_texts_of_two_weights_is_on_one_side():
+    words = tiny_llama.WORDS[:6]  # each group has one of its own
+    texts = [
+        Text(text=" ".join([words[n % 6]] * 5), group=f"g{n % 6}", weight=1.0 + n // 12) for n in range(24)
+    ]
+    sides = windows(texts, Reader(TOK), 9, 0.3, 3)
+    found = [
+        set(TOK.decode([t for one in part for t in one.completion]).split()) & set(words) for part in sides
+    ]
+    assert found[0].isdisjoint(found[1])
+    assert found[0] | found[1] == set(words)
+    assert {one.weight for one in sides[1]} == {1.0, 2.0}

@@ -65,3 +65,24 @@ def test_what_is_no_text_is_named_with_the_ways_out(tmp_path):
         read_texts([str(tmp_path / "empty")])
     with pytest.raises(RunDirError, match="is not finished"):
         read_texts([str(generated(tmp_path / "half", [Text(text="x")], finish=False))])
+
+
+def test_a_group_of_completions_and_texts_is_on_one_side_of_the_split():
+    from kdbench.models.sequences import Reader
+    from kdbench_trainers._config import TrainConfig
+    from kdbench_trainers._material import divided
+    from tests.trainers.tiny import WORDS, story, tokenizer
+
+    tok = tokenizer()
+    names = [f"g{n}" for n in range(12)]
+    completions = [story(n, group=name) for n, name in enumerate(names)]
+    # The text of a group says its number in words that are in no other.
+    texts = [Text(text=WORDS[n] + " kind", group=name) for n, name in enumerate(names[:8])]
+    config = TrainConfig(validation_share=0.4, max_length=40, batch_size=2)
+    train, validation = divided([*completions, *texts], Reader(tok), None, config)
+    learnt = {one.group for one in train if one.group in names}
+    held = {one.group for one in validation if one.group in names}
+    assert learnt.isdisjoint(held)
+    words = " ".join(tok.decode(one.completion) for one in validation if one.group not in names)
+    assert {name for n, name in enumerate(names[:8]) if WORDS[n] in words.split()} == held & set(names[:8])
+    assert held & set(names[:8])

@@ -10,8 +10,15 @@ from dataclasses import replace
 from itertools import count
 
 from kdbench.errors import NothingLeft
-from kdbench.models.packing import windows
-from kdbench.models.sequences import Reader, TokenSequence, encode, sequence_limit, split
+from kdbench.models.packing import document_group, windows
+from kdbench.models.sequences import (
+    Reader,
+    TokenSequence,
+    choose_groups,
+    encode,
+    sequence_limit,
+    split,
+)
 from kdbench.records import Completion, Text
 from kdbench_trainers._config import TrainConfig
 
@@ -35,13 +42,17 @@ def divided(
     texts = [one for one in samples if isinstance(one, Text)]
     train: list[TokenSequence] = []
     validation: list[TokenSequence] = []
+    held_out: frozenset[str] | None = None
     if completions or not texts:
         encoded = encode(completions, student, teacher, config.max_length, stored=stored)
-        train, validation = split(encoded, share, seed)
+        if texts:  # one choice for both kinds: a group may have members of either
+            groups = {document_group(one, number) for number, one in enumerate(texts)}
+            held_out = choose_groups(groups | {one.group for one in encoded}, share, seed)
+        train, validation = split(encoded, share, seed, held_out)
     if texts:
         limit, _ = sequence_limit(config.max_length, student, teacher)
         keys = count(1 + max((one.key or 0 for one in (*train, *validation)), default=-1))
-        packed = windows(texts, student, limit, share, seed)
+        packed = windows(texts, student, limit, share, seed, held_out)
         for part, found in zip((train, validation), packed, strict=True):
             for one in found:
                 prompt = one.prompt if teacher is not None else ()
