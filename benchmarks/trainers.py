@@ -250,6 +250,7 @@ def ours(kind: str, steps: int) -> dict[str, Any]:
     """KdTrainer, as the presets put it together."""
     import torch
 
+    from kdbench.losses.heads import head_of
     from kdbench.losses.signals import HiddenStates, top_k
     from kdbench.models.loading import load_tokenizer
     from kdbench.models.sequences import TokenSequence
@@ -292,10 +293,11 @@ def ours(kind: str, steps: int) -> dict[str, Any]:
             """What was put down before: read as the store gives it."""
 
             said: dict[int, Any]
+            head = head_of(teacher)
 
             def prepare(self, sequences: list[TokenSequence]) -> None:
                 """The teacher reads everything once, outside of what is timed."""
-                self.said = {}
+                self.said = {} if sequences else self.said
                 for one in sequences:
                     with torch.no_grad():
                         signal = live.read({"sequences": [one]})
@@ -305,7 +307,6 @@ def ours(kind: str, steps: int) -> dict[str, Any]:
                             else top_k(signal.head.logits(signal.hidden), 50)
                         )
                     self.said[one.key or 0] = stored
-                self.head = signal.head
 
             def read(self, batch: dict[str, Any]) -> Any:
                 """The rows of a batch."""
