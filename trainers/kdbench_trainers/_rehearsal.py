@@ -68,7 +68,7 @@ def rehearse_stored(
     """Of a method that learns what a teacher said before."""
     reader, model = load_student(student, config)
     rows = model.get_output_embeddings().weight.shape[0]
-    store = open_store(signals, samples, student, reader.tokenizer, rows, teacher)
+    store = open_store(signals, samples, student, reader, rows, teacher)
     return Rehearsal(reader, model, Plan(StoredTeacher(store, config, str(model.device))), config)
 
 
