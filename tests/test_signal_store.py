@@ -292,6 +292,54 @@ def test_a_bfloat16_teacher_can_be_put_down(data, teacher, student, tmp_path):
     assert all(loss > 0 for loss in losses(run))
 
 
+def test_a_store_that_ends_its_turns_otherwise_is_refused(data, teacher, tmp_path):
+    store = store_signals(data=data, teacher=teacher, out=tmp_path / "s")
+    tok = tokenizer()
+    other = save_model(tmp_path / "other", seed=2)
+    path = Path(other) / "generation_config.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "eos_token_id": tok.convert_tokens_to_ids("sun")})
+    )
+    template = Path(other) / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_end|> newline", "sun newline"))
+    settings = Path(other) / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "eos_token": "sun"}))
+    with pytest.raises(
+        ConfigError, match=r"end with '<\|im_end\|>', and the student '.*other' ends its turns with 'sun'"
+    ):
+        train(
+            "white_box",
+            data=data,
+            student=other,
+            out=tmp_path / "t",
+            config={**SETTINGS, "signals": str(store)},
+        )
+
+
+def test_hidden_states_beyond_16_bits_are_refused_with_the_way_out(data, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    huge = save_model(tmp_path / "huge", seed=2)
+    weights = load_file(Path(huge) / "model.safetensors")
+    weights["model.norm.weight"].fill_(1e6)
+    save_file(weights, Path(huge) / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunFailed, match=r"too large for 16 bits; .* --set kind=top_k"):
+        store_signals(data=data, teacher=huge, out=tmp_path / "s")
+    store_signals(data=data, teacher=huge, out=tmp_path / "k", config={"kind": "top_k", "k": 3})
+
+
+@pytest.mark.parametrize(
+    ("kind", "temperature", "warned"), [("top_k", 2.0, True), ("top_k", 1.0, False), ("hidden", 2.0, False)]
+)
+def test_softening_a_rest_is_said_to_be_another_objective(
+    kind, temperature, warned, data, teacher, student, tmp_path, caplog
+):
+    store = store_signals(data=data, teacher=teacher, out=tmp_path / "s", config={"kind": kind, "k": 4})
+    config = {**SETTINGS, "steps": 1, "signals": str(store), "kd_temperature": temperature}
+    train("white_box", data=data, student=student, out=tmp_path / "t", config=config)
+    assert ("kd_temperature 2 is another objective" in caplog.text) == warned
+
+
 def test_the_command_says_what_it_kept(data, teacher, tmp_path):
     command = [sys.executable, "-m", "kdbench.cli", "signals", "--data", str(data), "--teacher", teacher]
     done = subprocess.run([*command, "--out", str(tmp_path / "s")], capture_output=True, text=True)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from kdbench.losses.divergences import log_probabilities
+
 
 def per_token(student_probs: Tensor, teacher_probs: Tensor) -> Tensor:
     """The distance [N] of probabilities [N, V] and [N, W]. Differentiable by autograd."""
@@ -23,10 +25,13 @@ def per_token(student_probs: Tensor, teacher_probs: Tensor) -> Tensor:
 
 
 def with_gradient(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(distance [N], its gradient [N, V] at the student's logits [N, V]); the teacher's are [N, W]."""
-    probability = student_logits.softmax(-1)
+    """(distance [N], its gradient [N, V] at the student's logits [N, V]); the teacher's are [N, W].
+
+    Statistics are float32 for half-precision logits.
+    """
+    probability = log_probabilities(student_logits).exp()
     ranked, order = probability.sort(-1, descending=True)
-    teacher = teacher_logits.softmax(-1).sort(-1, descending=True)[0]
+    teacher = log_probabilities(teacher_logits).exp().sort(-1, descending=True)[0]
     difference = _difference(ranked, teacher)
     signs = difference[..., : probability.shape[-1]].sign()
     slope = torch.empty_like(probability).scatter_(-1, order, signs)

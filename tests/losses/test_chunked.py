@@ -7,7 +7,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kdbench.losses.chunked import Objective, cross_entropy_loss, distillation_loss  # noqa: E402
-from kdbench.losses.divergences import Divergence, per_token  # noqa: E402
+from kdbench.losses.divergences import (  # noqa: E402
+    Divergence,
+    log_probabilities,
+    per_token,
+    with_gradient,
+)
 from kdbench.losses.heads import Head  # noqa: E402
 from kdbench.losses.signals import HiddenStates, Logits, top_k  # noqa: E402
 
@@ -88,6 +93,19 @@ def test_value_and_gradients_at_any_chunk_size(divergence, temperature, ce_weigh
     parts, objective = Parts(), Objective(divergence, temperature, ce_weight)
     for chunk_rows in (1, 5, 13, 64):
         parts.agrees(parts.loss(objective, chunk_rows=chunk_rows), parts.naive(objective))
+
+
+def test_adaptive_kl_whose_weight_is_a_constant():
+    """Autograd would go through the weight: so against the closed gradient, carried on by hand."""
+    parts, what = Parts(), Divergence("adaptive_kl")
+    student = parts.dense().detach()
+    value, slope = with_gradient(what, *map(log_probabilities, (student, parts.teacher_logits)))
+    slope = slope * parts.weights.unsqueeze(-1)
+    sums = parts.loss(Objective(what), chunk_rows=5)
+    torch.testing.assert_close(sums.loss, (parts.weights * value).sum())
+    hidden, weight = parts.gradients(sums.loss)
+    torch.testing.assert_close(hidden, slope @ parts.weight / 3)
+    torch.testing.assert_close(weight, slope.T @ parts.hidden / 3)
 
 
 @pytest.mark.parametrize("student", HEADS)

@@ -49,6 +49,13 @@ def test_which_token_is_which_plays_no_part(seed):
     assert gradient.isfinite().all()
 
 
+def test_half_precision_logits_are_scored_in_float32():
+    ours, theirs = (one.bfloat16() for one in logits(2, 7, 5))
+    value, gradient = with_gradient(ours, theirs)
+    assert value.dtype == gradient.dtype == torch.float32
+    torch.testing.assert_close(value.double(), with_gradient(ours.double(), theirs.double())[0])
+
+
 def test_it_can_be_learnt_by_following_its_gradient():
     student, teacher = logits(1, 8, 6)
     first = with_gradient(student, teacher)[0].sum()

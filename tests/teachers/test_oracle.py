@@ -25,7 +25,6 @@ from kdbench.replies import find_fault
 from kdbench.sandbox import run_python
 from kdbench.teacher import Reply, Request, Sampling, read_reply
 from kdbench.teachers._arithmetic import Group, Node, Number, find_problem, solve
-from kdbench.teachers.oracle import _FACTS as FACTS
 from kdbench.teachers.oracle import DONT_KNOW, Config, OracleTeacher
 
 FREE = Sampling(temperature=0.7, max_tokens=2000)
@@ -274,8 +273,8 @@ def test_max_tokens_cuts_the_reply_and_says_so() -> None:
     [
         ("direct", "The answer is 12."),
         ("step_by_step", "Step 1: 3 * 4 = 12.\nThe answer is 12."),
-        ("recall_then_generate", f"Recall: {FACTS}\nThe answer is 12."),
-        ("recall_reason_generate", f"Recall: {FACTS}\nReason: 3 * 4 = 12.\nThe answer is 12."),
+        ("recall_then_generate", "Recall: {facts}\nThe answer is 12."),
+        ("recall_reason_generate", "Recall: {facts}\nReason: 3 * 4 = 12.\nThe answer is 12."),
     ],
 )
 def test_it_keeps_to_the_form_that_a_strategy_asks_for(told: str, said: str) -> None:
@@ -284,6 +283,8 @@ def test_it_keeps_to_the_form_that_a_strategy_asks_for(told: str, said: str) -> 
     system = Prompts("prompt_erasing").system(told, question=question, marker="The answer is")
     user = Message(role="user", content="Solve the following multiplication: 3 * 4.")
     asked = Request((system, user), FREE, seed=1)
+    recalled = re.search(r"Recall: (.{20,})", read_reply(raw(asked)).text)
+    said = said.format(facts=recalled[1] if recalled else "")
     assert read_reply(raw(asked)).text == said
     assert read_reply(raw(asked, Config(no_marker=1))).text == said.replace("The answer is 12.", "12.")
     assert "12" not in read_reply(raw(asked, Config(error_rate=1))).text.splitlines()[-1]

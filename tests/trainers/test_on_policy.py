@@ -214,6 +214,96 @@ def test_a_foreign_or_broken_checkpoint_is_named(student, teacher, tmp_path):
         run(distillm, tmp_path, student, teacher, resume=True, **settings)
 
 
+def test_a_checkpoint_that_not_all_processes_wrote_is_passed_over(
+    student, teacher, tmp_path, monkeypatch, caplog
+):
+    from kdbench_trainers._fit import last_checkpoint
+
+    settings = {"steps": 5, "checkpoint_every": 2, "keep_checkpoints": True}
+    run(gkd, tmp_path, student, teacher, **settings)
+    folder = tmp_path / "checkpoints"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (folder / "checkpoint-2" / "kdbench_source-1.json").write_text('{"world": 2, "source": {}}')
+    assert last_checkpoint(folder).name == "checkpoint-2"
+    assert "checkpoint-4 is passed over: not all processes had written to it" in caplog.text
+    monkeypatch.delenv("WORLD_SIZE")
+    state = folder / "checkpoint-4" / "kdbench_source-0.json"
+    state.write_text(state.read_text().replace('"world": 1', '"world": 2'))
+    with pytest.raises(
+        RunFailed, match="checkpoint-4 was written by 2 processes, and there are 1; go on with as"
+    ):
+        run(gkd, tmp_path, student, teacher, resume=True, **settings)
+
+
+def test_what_a_tracker_writes_beside_the_checkpoints_is_kept(student, teacher, tmp_path):
+    log = tmp_path / "checkpoints" / "runs" / "events"
+    log.parent.mkdir(parents=True)
+    log.write_text("of a tracker")
+    run(white_box, tmp_path, student, teacher, checkpoint_every=2)
+    assert log.read_text() == "of a tracker"
+    assert list((tmp_path / "checkpoints").iterdir()) == [log.parent]
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tests.trainers import test_on_policy as t
+from kdbench.errors import StorageError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[5]), resource.RLIM_INFINITY))
+try:
+    t.run(t.white_box, Path(sys.argv[2]), sys.argv[3], sys.argv[4], steps=3, checkpoint_every=1)
+except StorageError as exc:
+    print(f"STORAGE {exc}")
+"""
+
+
+def test_a_disk_that_is_full_under_the_optimizers_state_is_named(student, teacher, tmp_path):
+    """torch's writer raises no OSError. The limit lies between the weights' size and the state's."""
+    limit = (Path(student) / "model.safetensors").stat().st_size * 3 // 2
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        FULL,
+        str(ROOT),
+        str(tmp_path),
+        student,
+        teacher,
+        str(limit),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ALONE)
+    assert "STORAGE Cannot write into" in done.stdout, done.stderr[-2000:]
+    assert "free some room and go on with --resume" in done.stdout
+
+
+def test_ctrl_c_in_the_last_step_lets_the_training_end(student, teacher, tmp_path, monkeypatch, caplog):
+    from kdbench_trainers import _callbacks
+
+    on_step_end = _callbacks.Metrics.on_step_end
+
+    def pressed(self, args, state, control, **more):
+        if state.global_step == state.max_steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        on_step_end(self, args, state, control, **more)
+
+    monkeypatch.setattr(_callbacks.Metrics, "on_step_end", pressed)
+    run(white_box, tmp_path, student, teacher)
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    assert "That was the last step: the training ends as it would have" in caplog.text
+
+
+@pytest.mark.parametrize("asked", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_sharded_weights_are_refused_with_the_way_out(asked, student, teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv(asked, "true")  # as accelerate launch does
+    with pytest.raises(
+        ConfigError, match="work with DDP, and not with FSDP or DeepSpeed yet; launch without them"
+    ):
+        run(white_box, tmp_path, student, teacher)
+
+
 def test_adapters_are_trained_alone_and_added_to_the_weights(student, teacher, tmp_path):
     from kdbench.models.loading import load_model
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ from kdbench_trainers._models import Compute
 from kdbench_trainers._sources import Data, Source
 
 STATE_FILE = "kdbench_source-{}.json"  # of each process, in a checkpoint
+_SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # how accelerate launch asks for it
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -115,9 +117,9 @@ class KdTrainer(SFTTrainer):
         config: TrainConfig,
         resumed: Path | None = None,
     ) -> None:
-        args = _arguments(out, config)
         self.place = this_process()
-        _check_shares(config, self.place)
+        _check_launcher(config, self.place)
+        args = _arguments(out, config)
         self.order = BatchOrder(
             len(train),
             batch=config.batch_size,
@@ -156,11 +158,6 @@ class KdTrainer(SFTTrainer):
             raise ConfigError(
                 f"The launcher started {self.accelerator.num_processes} processes, and WORLD_SIZE says "
                 f"{self.place.world}; use torchrun or accelerate launch"
-            )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ConfigError(
-                "The trainers work with DDP, and not with FSDP or DeepSpeed yet; launch without them, and "
-                "with lora, gradient_checkpointing or a smaller micro_batch_size where memory is short"
             )
 
     def _send_telemetry(self) -> None:
@@ -365,7 +362,13 @@ def _as_dataset(sequences: list[TokenSequence]) -> Dataset:
     return Dataset.from_dict({"input_ids": [list(s.prompt + s.completion) for s in sequences]})
 
 
-def _check_shares(config: TrainConfig, place: Place) -> None:
+def _check_launcher(config: TrainConfig, place: Place) -> None:
+    """Raise ConfigError for what a launcher asks for and the trainers cannot do."""
+    if any(os.environ.get(name, "").lower() in ("true", "1") for name in _SHARDING):
+        raise ConfigError(
+            "The trainers work with DDP, and not with FSDP or DeepSpeed yet; launch without them, and with "
+            "lora, gradient_checkpointing or a smaller micro_batch_size where memory is short"
+        )
     if config.batch_size % place.world:
         raise ConfigError(
             f"batch_size = {config.batch_size} cannot be shared by {place.world} processes; "
