@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kdbench.jobs.signals_job import SignalsConfig
 
 COMPANY = 8  # texts that are read together
-MEASURED = 2_000  # tokens on which the loss against dense is measured
+MEASURED = 2_000  # tokens, roughly, on which the loss against dense is measured
 _CHUNK = 256
 
 
@@ -70,11 +70,10 @@ class TeacherReader:
         ]
 
     def lost(self, sequences: Sequence[TokenSequence]) -> float:
-        """Mean KL(exact || stored) in nats per token, over the first tokens of the sequences."""
+        """Mean KL(exact || stored) in nats per token, over some of the sequences, spread over all of them."""
         total, count = 0.0, 0
-        for one in sequences:
-            if count >= MEASURED:
-                break
+        tokens = sum(len(one.completion) for one in sequences)
+        for one in sequences[:: max(1, tokens // MEASURED)]:
             (hidden,) = teacher_states(self._name, self._model, [one])
             for part in torch.split(hidden, _CHUNK):
                 exact = log_probabilities(self.head.logits(part))
