@@ -52,7 +52,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     train, held_out = corpus(given.pages, given.out, given.most)
-    general = stories(given.out)
+    general = [
+        s.text
+        for s in read_samples(stories(given.out, "heldout") / "samples.jsonl")
+        if isinstance(s, Completion)
+    ]
+    stories(given.out, "train")
     pruned = student(given.out, "pruned", {"kind": "pruned", "layers": given.layers})
     scratch = student(given.out, "scratch", {"kind": "scratch", "layers": given.layers})
     models: dict[str, str] = {"teacher": "smollm2", "pruned, as it is": str(pruned)}
@@ -88,18 +93,13 @@ def printed(path: Path) -> str:
     return re.sub(r"\n{3,}", "\n\n", re.sub(r".\x08", "", text)).strip()
 
 
-def stories(out: Path) -> list[str]:
-    """General text."""
-    stage = load_job("tinystories").generate["heldout"]
-    run = kdbench.generate(
-        stage.recipe,
-        teacher="smollm2",
-        config=stage.config,
-        out=out / "general",
-        resume=True,
+def stories(out: Path, name: str) -> Path:
+    """General text: what (b) distils on, and what is held out."""
+    stage = load_job("tinystories").generate[name]
+    return kdbench.generate(
+        stage.recipe, teacher="smollm2", config=stage.config, out=out / f"general-{name}", resume=True,
         **stage.settings(),
-    )
-    return [s.text for s in read_samples(run / "samples.jsonl") if isinstance(s, Completion)]
+    )  # fmt: skip
 
 
 def student(out: Path, name: str, config: dict[str, Any]) -> Path:
@@ -107,7 +107,7 @@ def student(out: Path, name: str, config: dict[str, Any]) -> Path:
     path = out / name
     if not is_done(path):
         kdbench.make_student(
-            config, teacher="smollm2", data=out / "general", out=path, overwrite=path.exists()
+            config, teacher="smollm2", data=out / "general-train", out=path, overwrite=path.exists()
         )
     return path
 
@@ -115,6 +115,7 @@ def student(out: Path, name: str, config: dict[str, Any]) -> Path:
 def adapt(given: argparse.Namespace, order: str, start: Path, texts: Path) -> Path:
     """One order."""
     out: Path = given.out / (order if not given.grow else f"{order}-{given.grow}")
+    general = order == "distil_then_adapt"  # distils before it comes to the domain; the others on its text
     training = {
         "steps": given.steps, "batch_size": 8, "max_length": 160, "learning_rate": 3e-4, "warmup_steps": 4,
         "eval_every": given.steps, "validation_share": 0.05, "checkpoint_every": 20, "seed": given.seed,
@@ -122,13 +123,15 @@ def adapt(given: argparse.Namespace, order: str, start: Path, texts: Path) -> Pa
     config: dict[str, Any] = {
         "order": order, "texts": [str(texts)], "adaptation": training,
         "teacher_adaptation": {**training, "learning_rate": 1e-4},
-        "method": "white_box", "method_config": {**training, "divergence": "forward_kl"},
+        "method": "white_box",
+        "method_config": {**training, "divergence": "forward_kl", "max_length": 1024 if general else 160},
     }  # fmt: skip
     if given.grow:
         config["grow"] = {"step": given.grow}
     if not is_done(out):
         kdbench.train(
             "adapt_then_distill", student=str(start), teacher="smollm2", out=out, config=config,
+            data=[given.out / "general-train"] if general else [],
             resume=out.exists(),
         )  # fmt: skip
     return out
