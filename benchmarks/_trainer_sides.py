@@ -252,7 +252,7 @@ def trl_gkd(steps: int, lmbda: float) -> dict[str, Any]:
     teacher, student = models()
     tokenizer = load_tokenizer("smollm2")
     texts = windows(BATCH * steps, PROMPT + COMPLETION)
-    order = BatchOrder(len(texts), batch=BATCH, micro_batch=None, steps=steps, seed=0)
+    order = BatchOrder(len(texts), batch=BATCH, steps=steps, seed=0)
     texts = [texts[i] for batch in order for i in batch]  # as ours comes by them
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:

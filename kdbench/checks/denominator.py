@@ -23,7 +23,7 @@ from kdbench.checks.rehearsing import Rehearsal, Step
 DENOMINATOR = "denominator"
 SAMPLES = 4
 TOLERANCE = 1e-3  # of the gradient's size, in float32
-_CUTS = {"accumulation 4 and 1": (1, 1), "2 processes and 1": (SAMPLES, 2)}
+_CUTS = {"micro-batches and one batch": (1, 1), "2 processes and 1": (SAMPLES, 2)}
 
 
 def check_denominator(case: Case, rehearsal: Rehearsal) -> list[Finding]:
@@ -52,7 +52,7 @@ def check_denominator(case: Case, rehearsal: Rehearsal) -> list[Finding]:
                     "micro-batches and processes",
                 )
             )  # fmt: skip
-    text = f"loss {whole.loss:.4g} for accumulation 1 and {SAMPLES}, and for 2 processes"
+    text = f"loss {whole.loss:.4g} in one batch and in micro-batches, and for 2 processes"
     return findings or [Finding(DENOMINATOR, "ok", text)]
 
 

@@ -40,7 +40,7 @@ def test_a_sound_trainer_has_no_finding(method, sound, student, teacher):
     assert [(one.check, one.level) for one in found] == [
         ("batches", "ok"), ("positions", "ok"), ("denominator", "ok"),
     ]  # fmt: skip
-    assert "for accumulation 1 and 4, and for 2 processes" in found[-1].text
+    assert "in one batch and in micro-batches, and for 2 processes" in found[-1].text
 
 
 def test_shortest_and_longest_are_among_those_looked_at(sound):
@@ -182,20 +182,33 @@ def test_attention_to_the_padding_is_found_with_any_positions(sound, student, te
 # denominator
 
 
+@pytest.fixture
+def counted(monkeypatch):
+    """A trainer that knows in how many micro-batches its step is cut."""
+    whole = KdTrainer.get_batch_samples
+
+    def get(self, *args):
+        (step,), weight = whole(self, *args)
+        self.parts = len(step["parts"])
+        return [step], weight
+
+    monkeypatch.setattr(KdTrainer, "get_batch_samples", get)
+
+
 def check(sound, method, student, teacher):
     return check_denominator(sound, rehearsal_of(method, student, teacher))
 
 
 @pytest.mark.parametrize("method", ["black_box", "white_box"])
-def test_a_mean_of_means(method, sound, student, teacher, monkeypatch):
+def test_a_mean_of_means(method, sound, student, teacher, counted, monkeypatch):
     def own_mean(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        return self._score(model, inputs).loss / inputs["weights"].sum() / self.order.micro_batches
+        return self._score(model, inputs).loss / inputs["weights"].sum() / self.parts
 
     monkeypatch.setattr(KdTrainer, "compute_loss", own_mean)
     found = of(check(sound, method, student, teacher), "error")
     assert [one.text for one in found] == [
         f"A step's loss or gradient is not the same for {what}"
-        for what in ("accumulation 4 and 1", "2 processes and 1")
+        for what in ("micro-batches and one batch", "2 processes and 1")
     ]
     assert found[0].samples == ("s0", "s2", "s5", "s7")
     assert found[0].value.startswith("loss ")
@@ -205,8 +218,8 @@ def test_a_mean_of_means(method, sound, student, teacher, monkeypatch):
 
 def test_a_sum_that_forgets_the_other_processes(sound, student, teacher, monkeypatch):
     def own(self, iterator, count, device):
-        batches = [_batches.collate(next(iterator)) for _ in range(count)]
-        return batches, sum(one["weights"].sum() for one in batches)
+        batch = _batches.collate(next(iterator))
+        return [{"parts": [batch]}], batch["weights"].sum()
 
     monkeypatch.setattr(KdTrainer, "get_batch_samples", own)
     found = of(check(sound, "black_box", student, teacher), "error")
@@ -225,14 +238,14 @@ def test_a_gradient_that_is_too_small_by_the_number_of_processes(sound, student,
     assert "gradients 0.5 of their size off" in found.value
 
 
-def test_a_gradient_that_the_loss_does_not_show(sound, student, teacher, monkeypatch):
+def test_a_gradient_that_the_loss_does_not_show(sound, student, teacher, counted, monkeypatch):
     def louder(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, more = self._score(model, inputs).loss * self.place.world, self.order.micro_batches - 1
-        return (loss + more * (loss - loss.detach())) / num_items_in_batch
+        loss = self._score(model, inputs).loss * self.place.world
+        return (loss + (self.parts - 1) * (loss - loss.detach())) / num_items_in_batch
 
     monkeypatch.setattr(KdTrainer, "compute_loss", louder)
     (found,) = of(check(sound, "black_box", student, teacher), "error")
-    assert found.text.endswith("accumulation 4 and 1")
+    assert found.text.endswith("micro-batches and one batch")
     assert "gradients 3 of their size off" in found.value
 
 
@@ -241,11 +254,11 @@ def test_a_count_made_before_the_student_has_written(method, sound, student, tea
     """TRL's GKDTrainer: 80 generated tokens divided by the 4 of the answers they replace."""
 
     def before(self, iterator, count, device):
-        batch = [one for _ in range(count) for one in next(iterator)]
+        batch = next(iterator)
         weight = torch.tensor(sum(one.weight * len(one.completion) for one in batch))
         window = self.plan.source.window(0, batch)
-        batches = [_batches.collate(part) for part in _batches.by_length(window, self.micro_batch)]
-        return batches, self.accelerator.reduce(weight, "sum")
+        parts = [_batches.collate(part) for part in _batches.cut(window, self.micro_batch)]
+        return [{"parts": parts}], self.accelerator.reduce(weight, "sum")
 
     monkeypatch.setattr(KdTrainer, "get_batch_samples", before)
     (found,) = of(check(sound, method, student, teacher), "error")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 
@@ -12,7 +16,7 @@ from kdbench.errors import NothingLeft
 from kdbench.models.rows import padded
 from kdbench.models.sequences import Reader, TokenSequence, encode, end_of_turn, split
 from kdbench.records import Message
-from kdbench_trainers._batches import BatchOrder, by_length, collate
+from kdbench_trainers._batches import BatchOrder, collate, cut
 from tests.trainers.tiny import story, tokenizer
 
 pytestmark = pytest.mark.medium
@@ -132,28 +136,50 @@ def test_right_padding_positions_and_mask():
 
 
 def test_every_sample_comes_once_before_any_comes_again():
-    order = list(BatchOrder(10, batch=4, micro_batch=None, steps=5, seed=1))
+    order = list(BatchOrder(10, batch=4, steps=5, seed=1))
     flat = [i for micro in order for i in micro]
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
     assert flat[:10] != flat[10:]
 
 
-def test_micro_batches_hold_the_same_samples_longest_first():
-    whole = list(BatchOrder(11, batch=6, micro_batch=None, steps=3, seed=1))
-    cut = list(BatchOrder(11, batch=6, micro_batch=4, steps=3, seed=1))
-    assert [len(micro) for micro in cut] == [4, 2] * 3
-    assert [cut[2 * i] + cut[2 * i + 1] for i in range(3)] == whole
-    members = [TokenSequence(n, "a", (1,) * (n * 7 % 11 + 1), (2,)) for n in range(11)]
-    micro_batches = by_length(members, 4)
-    assert [len(micro) for micro in micro_batches] == [4, 4, 3]
-    lengths = [one.length for micro in micro_batches for one in micro]
-    assert lengths == sorted(lengths, reverse=True)
+@given(
+    lengths=st.lists(st.integers(2, 60), min_size=1, max_size=7),
+    most=st.integers(1, 7),
+    on_cpu=st.booleans(),
+)
+def test_micro_batches_are_the_cheapest_of_all_ways_to_cut(lengths, most, on_cpu):
+    members = [TokenSequence(n, "a", (1,) * (length - 1), (2,)) for n, length in enumerate(lengths)]
+    parts = cut(members, most, on_cpu=on_cpu)
+    flat = [one.length for part in parts for one in part]
+    assert flat == sorted(lengths, reverse=True)
+    assert sorted(one.key for part in parts for one in part) == list(range(len(lengths)))
+
+    def cost(pieces):
+        if any(len(piece) * piece[0] > most * max(lengths) for piece in pieces):
+            return math.inf
+        return sum(len(piece) * piece[0] + (64 if on_cpu else 4096) for piece in pieces)
+
+    ways = []
+    for marks in itertools.product([False, True], repeat=len(flat) - 1):
+        pieces = [[flat[0]]]
+        for new, length in zip(marks, flat[1:], strict=True):
+            if new:
+                pieces.append([])
+            pieces[-1].append(length)
+        ways.append(cost(pieces))
+    assert cost([[one.length for one in part] for part in parts]) == min(ways)
+
+
+def test_ragged_sequences_are_hardly_padded():
+    members = [TokenSequence(n, "a", (1,) * (19 + round(n * 380 / 15)), (2,)) for n in range(16)]
+    parts = cut(members, 4)
+    slots = sum(len(part) * part[0].length for part in parts)
+    assert sum(one.length for one in members) / slots > 0.9
+    assert cut([], 4) == []
 
 
 def test_processes_share_out_each_steps_batch():
-    whole = list(BatchOrder(11, batch=6, micro_batch=None, steps=3, seed=1))
-    parts = [
-        list(BatchOrder(11, batch=6, micro_batch=None, steps=3, seed=1, rank=r, world=2)) for r in (0, 1)
-    ]
+    whole = list(BatchOrder(11, batch=6, steps=3, seed=1))
+    parts = [list(BatchOrder(11, batch=6, steps=3, seed=1, rank=r, world=2)) for r in (0, 1)]
     for batch, *shares in zip(whole, *parts, strict=True):
         assert [share for pair in zip(*shares, strict=True) for share in pair] == batch

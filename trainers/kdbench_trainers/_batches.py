@@ -1,6 +1,6 @@
 """The order of a training, its micro-batches, and their padded form.
 
-batch 4, micro-batch 2, lengths 9 3 7 4  ->  [9 7] [4 3], each padded on the right to its longest
+lengths 90 30 80 28 31, at most two of the longest  ->  [90 80] [31 30 28], padded on the right
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ import torch
 from kdbench.models.rows import padded
 from kdbench.models.sequences import TokenSequence
 
+# What a pass through a model costs besides its tokens, counted in tokens. On a CPU weights are read and
+# gradients are added once more (`benchmarks/trainers.py --only ours_ragged` shows what it saves); elsewhere a
+# pass of few tokens takes as long as one of many, and is not worth making to save padding.
+_SPARE_CPU = 64
+_SPARE_ELSEWHERE = 4096
+
 
 class BatchOrder:
-    """The samples of a whole training, as lists of indices: `steps` times `micro_batches` of them.
+    """The samples of a whole training, as lists of indices: one for each of `steps` optimiser steps.
 
     Every sample comes once before any comes again. The order depends on the seed alone, so a training
     that is taken up again skips what it has done. Of `world` processes each takes every world-th sample
@@ -25,34 +31,21 @@ class BatchOrder:
     """
 
     def __init__(
-        self,
-        count: int,
-        *,
-        batch: int,
-        micro_batch: int | None,
-        steps: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
+        self, count: int, *, batch: int, steps: int, seed: int, rank: int = 0, world: int = 1
     ) -> None:
         self._count = count
         self.batch = batch
         self._mine = slice(rank, None, world)
-        share = batch // world
-        self._micro = min(micro_batch or share, share)
-        self.micro_batches = -(-share // self._micro)
         self._steps = steps
         self._seed = seed
 
     def __len__(self) -> int:
-        return self._steps * self.micro_batches
+        return self._steps
 
     def __iter__(self) -> Iterator[list[int]]:
         stream = self._stream()
         for _ in range(self._steps):
-            mine = [next(stream) for _ in range(self.batch)][self._mine]
-            for i in range(0, len(mine), self._micro):
-                yield mine[i : i + self._micro]
+            yield [next(stream) for _ in range(self.batch)][self._mine]
 
     def _stream(self) -> Iterator[int]:
         chance = random.Random(self._seed)  # noqa: S311 - an order, not a secret
@@ -62,10 +55,30 @@ class BatchOrder:
             yield from order
 
 
-def by_length(sequences: Sequence[TokenSequence], size: int) -> list[list[TokenSequence]]:
-    """The sequences, longest first, cut into lists of `size`, so that little is padded."""
+def cut(sequences: Sequence[TokenSequence], most: int, *, on_cpu: bool = True) -> list[list[TokenSequence]]:
+    """The sequences, longest first, in those micro-batches that cost least.
+
+    A micro-batch costs the tokens of its padded form and what a pass costs besides; none has more tokens
+    than `most` of the longest sequence.
+    """
     ordered = sorted(sequences, key=lambda one: -one.length)
-    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    room = most * ordered[0].length if ordered else 0
+    spare = _SPARE_CPU if on_cpu else _SPARE_ELSEWHERE
+    cheapest: list[tuple[int, int]] = [(0, 0)]  # for the first n: what they cost, and where the last cut is
+    for end in range(1, len(ordered) + 1):
+        ways = []
+        for begin in range(end - 1, -1, -1):
+            tokens = (end - begin) * ordered[begin].length
+            if tokens > room:
+                break  # further back there are only more and longer ones
+            ways.append((cheapest[begin][0] + tokens + spare, begin))
+        cheapest.append(min(ways))
+    parts, end = [], len(ordered)
+    while end:
+        begin = cheapest[end][1]
+        parts.append(ordered[begin:end])
+        end = begin
+    return parts[::-1]
 
 
 def weights_of(sequences: Sequence[TokenSequence], tasks: Sequence[str]) -> list[float]:

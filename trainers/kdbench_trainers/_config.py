@@ -35,7 +35,8 @@ class TrainConfig(StrictConfig):
     micro_batch_size: int | None = Field(
         None,
         ge=1,
-        description="samples per forward pass; a process's whole share if not said. Changes memory only",
+        description="of a step's longest samples, so many at most in a forward pass, or as many tokens of "
+        "shorter ones; a process's whole share if not said. Changes memory and speed only",
     )
     learning_rate: float = Field(3e-4, gt=0, le=1)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -115,9 +115,8 @@ class Rehearsal:
                 others.turn()
                 trainer.place = Place(rank, world)
                 trainer.order = BatchOrder(
-                    count, batch=count, micro_batch=micro_batch, steps=1, seed=config.seed, rank=rank,
-                    world=world,
-                )  # fmt: skip
+                    count, batch=count, steps=1, seed=config.seed, rank=rank, world=world
+                )
                 trainer.micro_batch = min(micro_batch, count // world)
                 loss, divisor, weight = self._work(trainer)
                 losses, learnt = losses + loss, learnt + weight
@@ -133,11 +132,11 @@ class Rehearsal:
 
     def _work(self, trainer: KdTrainer) -> tuple[float, float, float]:
         """One process's part of the step: its loss, what it was divided by, the weight of its learnt rows."""
-        batches, weight = trainer.get_batch_samples(
-            iter(trainer.get_train_dataloader()), trainer.order.micro_batches, self._model.device
+        (step,), weight = trainer.get_batch_samples(
+            iter(trainer.get_train_dataloader()), 1, self._model.device
         )
         total = learnt = 0.0
-        for inputs in batches:
+        for inputs in step["parts"]:
             learnt += inputs["weights"].sum().item()
             loss = trainer.compute_loss(
                 self._model, trainer._prepare_inputs(inputs), num_items_in_batch=weight

@@ -26,11 +26,11 @@ from kdbench.models.sequences import Reader, TokenSequence, end_of_turn, last_id
 from kdbench.models.weights import local_weights, weights_sha256
 from kdbench.records import Completion
 from kdbench.signal_store import SignalStore, tokenizer_sha256
-from kdbench_trainers._batches import by_length
+from kdbench_trainers._batches import cut
 from kdbench_trainers._config import DistillConfig
 from kdbench_trainers._models import Compute
 
-_READ_AT_ONCE = 8  # sequences that the teacher reads together where its states are kept
+_READ_AT_ONCE = 8  # of the longest sequences: what the teacher reads together where its states are kept
 
 
 def objective_of(config: DistillConfig) -> Objective:
@@ -179,7 +179,7 @@ class LiveTeacher(Distillation):
         if size > self._room:
             return
         self._room -= size
-        for company in by_length(sequences, _READ_AT_ONCE):
+        for company in cut(sequences, _READ_AT_ONCE):
             self._company |= {one.key: company for one in company if one.key is not None}
 
     def read(self, batch: dict[str, Any]) -> HiddenStates:

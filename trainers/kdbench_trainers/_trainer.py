@@ -36,7 +36,7 @@ from kdbench.models.loading import first_line
 from kdbench.models.rows import hidden_rows
 from kdbench.models.sequences import TokenSequence
 from kdbench.processes import Place, this_process
-from kdbench_trainers._batches import BatchOrder, by_length, collate, in_shares, weights_of
+from kdbench_trainers._batches import BatchOrder, collate, cut, in_shares, weights_of
 from kdbench_trainers._clock import Clock, peak_memory_mb
 from kdbench_trainers._config import TrainConfig
 from kdbench_trainers._models import Compute
@@ -123,7 +123,6 @@ class KdTrainer(SFTTrainer):
         self.order = BatchOrder(
             len(train),
             batch=config.batch_size,
-            micro_batch=config.micro_batch_size,
             steps=config.steps,
             seed=config.seed,
             rank=self.place.rank,
@@ -131,8 +130,7 @@ class KdTrainer(SFTTrainer):
         )
         share = config.batch_size // self.place.world
         self.micro_batch = min(config.micro_batch_size or share, share)
-        args.per_device_train_batch_size = self.micro_batch
-        args.gradient_accumulation_steps = self.order.micro_batches
+        args.per_device_train_batch_size = share  # transformers sees whole steps; they are cut here
         args.eval_on_start = bool(validation) and resumed is None
         args.eval_strategy = "steps" if validation else "no"
         self.plan = plan
@@ -167,25 +165,28 @@ class KdTrainer(SFTTrainer):
         """Write none into checkpoints: the job writes the card of the finished model."""
 
     def get_train_dataloader(self) -> Any:
-        """The data's sequences of every micro-batch of the training, in order; this process's share."""
+        """The data's sequences of every step of the training, in order; this process's share."""
         return DataLoader(self.sequences["train"], batch_sampler=self.order, collate_fn=list)  # type: ignore[arg-type]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[TokenSequence]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Tensor]:
-        """The micro-batches of an optimiser step, and the sum of the weights of all their rows.
+        """An optimiser step's micro-batches, as one batch, and the sum of the weights of all their rows.
 
-        The whole window is known here: the student writes once for all of it, and it is sorted by
-        length before it is cut, so that little is padded.
+        The whole step is known here: the student writes once for all of it, and it is sorted by length
+        before it is cut, so that little is padded.
         """
-        batch = [one for _ in range(num_batches) for one in next(epoch_iterator)]
+        batch = next(epoch_iterator)
         with self.clock("generate"):
             window = self.plan.source.window(self.state.global_step, batch)
         window = self._in_shares(window, self.place.world)
         size = self.micro_batch * len(window) // len(batch)  # a source may give several for one of the data's
-        batches = [collate(part) for part in by_length(window, size)]
-        weight: Tensor = sum(one["weights"].sum() for one in batches).to(device)
-        return batches, self.accelerator.reduce(weight, "sum")
+        parts = [collate(part) for part in self._cut(window, size)]
+        weight: Tensor = sum(one["weights"].sum() for one in parts).to(device)
+        return [{"parts": parts}], self.accelerator.reduce(weight, "sum")
+
+    def _cut(self, sequences: list[TokenSequence], most: int) -> list[list[TokenSequence]]:
+        return cut(sequences, most, on_cpu=self.model.device.type == "cpu")
 
     def _in_shares(self, sequences: list[TokenSequence], world: int) -> list[TokenSequence]:
         """Sequences weighed by their tasks' shares of all rows, those of other processes included."""
@@ -197,11 +198,21 @@ class KdTrainer(SFTTrainer):
             sums = self.accelerator.reduce(sums, "sum")
         return in_shares(sequences, self.plan.shares, dict(zip(tasks, sums.tolist(), strict=True)))
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One micro-batch, on the clock."""
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """All micro-batches of a step, on the clock; at the last one processes add up their gradients."""
+        step = super().training_step
+        *first, last = inputs["parts"]
         with self.clock("student"):
-            loss: Tensor = super().training_step(*args, **kwargs)
-        return loss
+            with self.accelerator.no_sync(model):
+                losses = [step(model, part, num_items_in_batch) for part in first]
+            losses.append(step(model, last, num_items_in_batch))
+        return torch.stack(losses).sum()
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Of all micro-batches."""
+        return sum(super(KdTrainer, self).floating_point_ops(part) for part in inputs["parts"])
 
     def compute_loss(
         self,
@@ -274,7 +285,7 @@ class KdTrainer(SFTTrainer):
         sums, tokens = torch.zeros(4, device=self.model.device), 0
         began = time.perf_counter()
         with self.clock.stopped():
-            for part in by_length(self._in_shares(self.sequences["validation"], 1), self.micro_batch):
+            for part in self._cut(self._in_shares(self.sequences["validation"], 1), self.micro_batch):
                 batch = self._prepare_inputs(collate(part))
                 scored = self._score(self.model, batch)
                 weight = batch["weights"].sum()
