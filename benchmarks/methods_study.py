@@ -123,7 +123,7 @@ def main() -> None:
     """Make what is lacking, and print the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--out", type=Path, default=Path("runs/methods_study"))
-    parser.add_argument("--stories", type=int, default=200)
+    parser.add_argument("--stories", type=int, default=500)
     parser.add_argument("--heldout", type=int, default=40)
     parser.add_argument("--layers", type=int, default=14)
     parser.add_argument("--steps", type=int, default=60)
