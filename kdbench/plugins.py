@@ -110,9 +110,14 @@ def needs_teacher(trainer: ModuleType, config: StrictConfig) -> bool:
 
 
 def inputs(trainer: ModuleType, config: StrictConfig) -> dict[str, str]:
-    """What a trainer reads besides samples, student and teacher, by name, with a hash of the content."""
-    own = getattr(trainer, "inputs", None)
-    return dict(own(config)) if own else {}
+    """What a trainer reads besides samples, student and teacher, by name, with a hash of the content.
+
+    Its module says so with `inputs(config)`, or its config with a method of that name.
+    """
+    if own := getattr(trainer, "inputs", None):
+        return dict(own(config))
+    own = getattr(config, "inputs", None)
+    return dict(own()) if own else {}
 
 
 def takes(trainer: ModuleType, config: StrictConfig) -> frozenset[str]:

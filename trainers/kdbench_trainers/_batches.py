@@ -25,19 +25,28 @@ _SPARE_ELSEWHERE = 4096
 class BatchOrder:
     """The samples of a whole training, as lists of indices: one for each of `steps` optimiser steps.
 
-    Every sample comes once before any comes again. The order depends on the seed alone, so a training
-    that is taken up again skips what it has done. Of `world` processes each takes every world-th sample
-    of a step's batch: together they see what one process would see.
+    Every sample comes once before any comes again, in an order that depends on the seed alone, or with
+    `shuffle` false as they stand: a training that is taken up again skips what it has done. Of `world`
+    processes each takes every world-th sample of a step's batch: together they see what one would see.
     """
 
     def __init__(
-        self, count: int, *, batch: int, steps: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        count: int,
+        *,
+        batch: int,
+        steps: int,
+        seed: int,
+        shuffle: bool = True,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self._count = count
         self.batch = batch
         self._mine = slice(rank, None, world)
         self._steps = steps
         self._seed = seed
+        self._shuffle = shuffle
 
     def __len__(self) -> int:
         return self._steps
@@ -51,7 +60,8 @@ class BatchOrder:
         chance = random.Random(self._seed)  # noqa: S311 - an order, not a secret
         while True:
             order = list(range(self._count))
-            chance.shuffle(order)
+            if self._shuffle:
+                chance.shuffle(order)
             yield from order
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from kdbench.config import StrictConfig
+from kdbench_trainers._texts import texts_sha256
 
 DivergenceName = Literal[
     "forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation", "adaptive_kl"
@@ -25,6 +26,26 @@ class Lora(StrictConfig):
     merge: bool = Field(
         True, description="add them to the weights at the end; false: save the adapters alone"
     )
+
+
+class PlainText(StrictConfig):
+    """Plain text beside the samples, learnt by cross-entropy, as DistiLLM and MiniLLM do with OpenWebText."""
+
+    texts: list[str] = Field(
+        min_length=1, description='runs that made text, .jsonl of {"text": ...}, .txt, folders of .txt'
+    )
+    share: float = Field(0.5, gt=0, lt=1, description="of the loss; the method's own part keeps the rest")
+    windows: int = Field(4, ge=1, description="windows of text in each step, over all processes")
+
+
+class Condition(StrictConfig):
+    """A source of samples, and how they are told apart and weighed (C-RLFT, Wang et al. 2023)."""
+
+    where: dict[str, Any] = Field(min_length=1, description="the samples whose fields have these values")
+    prefix: str = Field(
+        "", description="stands before their question; the teacher does not see it. Ask with the best one's"
+    )
+    weight: float = Field(1.0, gt=0, description="their weights are multiplied by it")
 
 
 class TrainConfig(StrictConfig):
@@ -48,6 +69,13 @@ class TrainConfig(StrictConfig):
     )
     validation_share: float = Field(0.1, ge=0, lt=1, description="share of the groups held out")
     seed: int = Field(0, ge=0, description="split and order of the samples, and what a student writes")
+    order_by: str | None = Field(
+        None,
+        description='a field of the samples that is a number, or "length": the smallest first in every '
+        "epoch; with a minus before it, the largest. null: by chance",
+    )
+    conditions: list[Condition] = Field([], description="sources of samples; each takes what fits it first")
+    plain_text: PlainText | None = None
     log_every: int = Field(1, ge=1, description="steps between two lines of metrics.jsonl")
     eval_every: int = Field(50, ge=1, description="steps between two validations; there is one at the end")
     checkpoint_every: int = Field(100, ge=1, description="steps between two checkpoints")
@@ -64,6 +92,10 @@ class TrainConfig(StrictConfig):
     report_to: list[Literal["trackio", "wandb", "tensorboard"]] = Field(
         [], description="trackers that get every logged number; each must be installed"
     )
+
+    def inputs(self) -> dict[str, str]:
+        """What is read besides samples and models, with a hash of it. Raises DataError, RunDirError."""
+        return texts_sha256(self.plain_text.texts) if self.plain_text else {}
 
 
 class DistillConfig(TrainConfig):

@@ -28,6 +28,7 @@ from kdbench.records import Completion
 from kdbench_trainers._callbacks import Interrupt, Metrics, OptimizerClock
 from kdbench_trainers._config import TrainConfig
 from kdbench_trainers._material import Material, divided
+from kdbench_trainers._options import beside, conditioned, in_order
 from kdbench_trainers._trainer import STATE_FILE, KdTrainer, Plan
 
 
@@ -50,7 +51,9 @@ def fit(
     KeyboardInterrupt after Ctrl-C, once a checkpoint is kept, RunFailed where the loss is no number any
     more or memory runs out, StorageError for a full disk.
     """
+    samples = conditioned(samples, config.conditions)
     train, validation = divided(samples, student, teacher, config, stored)
+    train = in_order(train, samples, config)
     completions = [one for one in samples if isinstance(one, Completion)]
     vet(Case(completions, student, teacher, config.max_length, train, validation, most=VETTED))
     learn(train, validation, student=student, model=model, plan=plan, out=out, config=config, resume=resume)
@@ -67,7 +70,9 @@ def learn(
     config: TrainConfig,
     resume: bool,
 ) -> None:
-    """`fit` on sequences that are made and divided already."""
+    """`fit` on sequences that are made, divided and put in order already."""
+    if config.plain_text is not None:
+        plan = beside(plan, student, config, config.plain_text)
     checkpoint = last_checkpoint(out / "checkpoints") if resume else None
     if config.freeze_embeddings:
         model.get_input_embeddings().weight.requires_grad_(requires_grad=False)

@@ -36,6 +36,11 @@ class Method:
         """All its settings, as plain values."""
         return self.config.model_dump(mode="json")
 
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What it reads besides samples, student and teacher, signals included, with a hash of each."""
+        return plugins.inputs(self.module, self.config) | _signals_sha256(self.settings)
+
     def takes(self, kind: str) -> bool:
         """Whether it learns from samples of this kind."""
         return kind in plugins.takes(self.module, self.config)
@@ -55,11 +60,8 @@ def method_of(name: str, settings: Mapping[str, Any]) -> Method:
     return Method(name, module, build(plugins.config_class(module), settings, f"trainer {name}"))
 
 
-def signals_sha256(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The run of signals that a trainer's settings name, if they do, with a hash of what it was made from.
-
-    Raises RunDirError for a run that is none or not finished.
-    """
+def _signals_sha256(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The run of signals that a trainer's settings name. Raises RunDirError for one that is not finished."""
     if not (path := settings.get("signals")):
         return {}
     return {str(path): canonical_hash(require(Path(path), "signals")["fingerprint"])}

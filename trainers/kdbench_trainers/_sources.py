@@ -7,6 +7,7 @@
                             1.0 is on-policy always
     Replay(writer, ...)     DistiLLM's scheduler: own completions more often as validation gets worse, and
                             again and again from a buffer
+    Beside(source, text)    what the source gives, and some of the text in every step
 
 Every draw is made from the seed and the step, so it is the same on all ranks and after a resumed training.
 """
@@ -83,6 +84,55 @@ class Paired(Data):
     def window(self, step: int, batch: list[TokenSequence]) -> list[TokenSequence]:
         """The batch, twice as long."""
         return [*batch, *(self._partners[one.key] for one in batch if one.key is not None)]
+
+
+class Beside:
+    """What a source gives, and in every step the next of other sequences, all of which come in turn."""
+
+    def __init__(
+        self,
+        source: Source,
+        others: Sequence[TokenSequence],
+        *,
+        count: int,
+        seed: int,
+        place: Place | None = None,
+    ) -> None:
+        """`count` of the others in each step, over all processes."""
+        self._source = source
+        self._others = others
+        self._count = count
+        self._seed = seed
+        self._place = place or this_process()
+        self._orders = dict[int, list[TokenSequence]]()  # by epoch
+
+    def window(self, step: int, batch: list[TokenSequence]) -> list[TokenSequence]:
+        """The source's window, and behind it this process's share of the others."""
+        numbers = range(step * self._count, (step + 1) * self._count)[self._place.rank :: self._place.world]
+        return [*self._source.window(step, batch), *(self._other(number) for number in numbers)]
+
+    def _other(self, number: int) -> TokenSequence:
+        epoch, place = divmod(number, len(self._others))
+        if epoch not in self._orders:
+            chance = random.Random(f"{self._seed}/text/{epoch}")  # noqa: S311
+            self._orders = {epoch: chance.sample(self._others, len(self._others))}
+        return self._orders[epoch][place]
+
+    def validated(self, loss: float) -> None:
+        """For the source."""
+        self._source.validated(loss)
+
+    def logged(self) -> dict[str, float]:
+        """What the source says."""
+        return self._source.logged()
+
+    def state(self) -> dict[str, Any]:
+        """The source's: the others follow from the step."""
+        return self._source.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The source goes on."""
+        self._source.restore(state)
 
 
 class Writer:

@@ -47,7 +47,7 @@ class Stages:
     def __enter__(self) -> Stages:
         if self._place.is_first and not self._resume:
             shutil.rmtree(self._out / "stages", ignore_errors=True)
-        self._meet()
+        self.meet()
         return self
 
     def __exit__(
@@ -65,13 +65,13 @@ class Stages:
         self._check_same(folder, what)
         done = (folder / _DONE).is_file()
         self._folders.append(folder)
-        self._meet()  # all have looked before anybody writes
+        self.meet()  # all have looked before anybody writes
         if self._place.is_first:
             log.info("Stage %s%s", folder.name, " is done already" if done else "")
         if not done:
             self._write(folder / _WHAT, json.dumps(what))
             make(folder, self._resume)
-            self._meet()
+            self.meet()
             self._write(folder / _DONE, "")
             self._write_metrics()
             gc.collect()  # models hold on to themselves
@@ -86,9 +86,10 @@ class Stages:
             with _written(target):
                 shutil.rmtree(target, ignore_errors=True)
                 shutil.copytree(model, target, ignore=shutil.ignore_patterns(".*"))
-        self._meet()
+        self.meet()
 
-    def _meet(self) -> None:
+    def meet(self) -> None:
+        """Wait until all processes are here: what the first one has written can be read."""
         if self._place.world > 1:
             PartialState(cpu=self._cpu).wait_for_everyone()
 

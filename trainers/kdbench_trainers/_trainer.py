@@ -82,19 +82,20 @@ class Plan:
     """A method: whose sequences, and what is learnt from them.
 
     With `shares`, the loss of a step is the sum over tasks of share * mean over the rows of that task;
-    without, one mean over all rows.
+    without, one mean over all rows. `lessons` are those of tasks that have another one than the rest.
     """
 
     lesson: Lesson = field(default_factory=CrossEntropy)
     source: Source = field(default_factory=Data)
     shares: Mapping[str, float] = field(default_factory=dict)
+    lessons: Mapping[str, Lesson] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Totals:
     """What has been learnt since the last line of metrics."""
 
-    sums: Tensor  # loss, divergence, cross-entropy, weight
+    sums: Tensor  # by lesson, the method's own first: loss, divergence, cross-entropy, weight
     tokens: int = 0
     slots: int = 0  # positions of the micro-batches, padding included
     padding: int = 0
@@ -123,6 +124,7 @@ class KdTrainer(SFTTrainer):
         self.order = BatchOrder(
             len(train),
             batch=config.batch_size,
+            shuffle=config.order_by is None,
             steps=config.steps,
             seed=config.seed,
             rank=self.place.rank,
@@ -142,7 +144,7 @@ class KdTrainer(SFTTrainer):
         if resumed is not None:
             plan.source.restore(_read_state(resumed, self.place))
         self.clock = Clock()
-        self.totals = Totals(torch.zeros(4, device=model.device))
+        self.totals = Totals(torch.zeros(1 + len(plan.lessons), 4, device=model.device))
         super().__init__(
             model=model,
             args=args,
@@ -180,10 +182,18 @@ class KdTrainer(SFTTrainer):
         with self.clock("generate"):
             window = self.plan.source.window(self.state.global_step, batch)
         window = self._in_shares(window, self.place.world)
-        size = self.micro_batch * len(window) // len(batch)  # a source may give several for one of the data's
-        parts = [collate(part) for part in self._cut(window, size)]
+        parts = [collate(part) for part in self._parts(window, len(batch))]
         weight: Tensor = sum(one["weights"].sum() for one in parts).to(device)
         return [{"parts": parts}], self.accelerator.reduce(weight, "sum")
+
+    def _parts(self, window: list[TokenSequence], samples: int) -> list[list[TokenSequence]]:
+        """Micro-batches of what became of so many of the data's samples; each is of one lesson."""
+        own = [one for one in window if one.task not in self.plan.lessons]
+        # A source may give several sequences for one of the data's.
+        parts = self._cut(own, self.micro_batch * len(own) // samples)
+        for task in self.plan.lessons:
+            parts += self._cut([one for one in window if one.task == task], self.micro_batch)
+        return parts
 
     def _cut(self, sequences: list[TokenSequence], most: int) -> list[list[TokenSequence]]:
         return cut(sequences, most, on_cpu=self.model.device.type == "cpu")
@@ -224,7 +234,8 @@ class KdTrainer(SFTTrainer):
         """This micro-batch's part of the optimiser step's loss."""
         sums = self._score(model, inputs)
         weight = inputs["weights"].sum()
-        self.totals.sums += torch.stack((sums.loss.detach(), sums.divergence, sums.cross_entropy, weight))
+        found = torch.stack((sums.loss.detach(), sums.divergence, sums.cross_entropy, weight))
+        self.totals.sums[self._lesson(inputs)[0]] += found
         self.totals.tokens += len(inputs["targets"])
         self.totals.slots += inputs["attention_mask"].numel()
         self.totals.padding += inputs["attention_mask"].numel() - sum(s.length for s in inputs["sequences"])
@@ -232,15 +243,23 @@ class KdTrainer(SFTTrainer):
         # Gradients are averaged over the processes; the divisor counts the tokens of all of them.
         return sums.loss * self.place.world / num_items_in_batch
 
+    def _lesson(self, inputs: dict[str, Any]) -> tuple[int, Lesson]:
+        """The lesson of a micro-batch, and its place in the totals."""
+        task = inputs["sequences"][0].task
+        if task in self.plan.lessons:
+            return 1 + list(self.plan.lessons).index(task), self.plan.lessons[task]
+        return 0, self.plan.lesson
+
     def _score(self, model: Any, inputs: dict[str, Any]) -> LossSums:
+        _, lesson = self._lesson(inputs)
         with self.accelerator.autocast():
             with self.clock("teacher"):
-                said = self.plan.lesson.read(inputs)
+                said = lesson.read(inputs)
 
             def score(whole: Any) -> LossSums:
                 hidden = hidden_rows(whole, inputs)
                 with self.clock("loss"):
-                    return self.plan.lesson.loss(inputs, hidden, head_of(whole), said)
+                    return lesson.loss(inputs, hidden, head_of(whole), said)
 
             sums: LossSums = model(kd=score)
             return sums
@@ -257,7 +276,7 @@ class KdTrainer(SFTTrainer):
         seconds = max(sum(phases.values()), 1e-9)
         tokens = self._over_all(totals.tokens)
         return {
-            **_means(self.accelerator.reduce(totals.sums, "sum")),
+            **_means(self.accelerator.reduce(totals.sums, "sum"), list(self.plan.lessons)),
             "tokens": tokens,
             "seconds": round(seconds, 3),
             "tokens_per_second": round(tokens / seconds, 1),
@@ -291,7 +310,8 @@ class KdTrainer(SFTTrainer):
                 weight = batch["weights"].sum()
                 sums += torch.stack((scored.loss, scored.divergence, scored.cross_entropy, weight))
                 tokens += len(batch["targets"])
-        found = _means(sums) | {"tokens": tokens, "seconds": round(time.perf_counter() - began, 3)}
+        found = _means(sums.unsqueeze(0), [])
+        found |= {"tokens": tokens, "seconds": round(time.perf_counter() - began, 3)}
         metrics = {f"eval_{name}": value for name, value in found.items()}
         Trainer.log(self, metrics)
         self.plan.source.validated(metrics["eval_cross_entropy"])
@@ -362,10 +382,13 @@ def _read_state(checkpoint: Path, place: Place) -> dict[str, Any]:
     return source
 
 
-def _means(sums: Tensor) -> dict[str, float]:
-    """Per token: the loss and its parts; no divergence where there is no teacher."""
-    loss, divergence, entropy, weight = sums.tolist()
-    means = {"loss": loss / weight, "divergence": divergence / weight, "cross_entropy": entropy / weight}
+def _means(sums: Tensor, tasks: list[str]) -> dict[str, float]:
+    """Per token: the loss of all, the method's own parts, no divergence where there is no teacher, and the
+    cross-entropy of each of the `tasks` that have a lesson of their own."""
+    own, *others = sums.tolist()
+    loss, weight = sum(one[0] for one in (own, *others)), sum(one[3] for one in (own, *others))
+    means = {"loss": loss / weight, "divergence": own[1] / own[3], "cross_entropy": own[2] / own[3]}
+    means |= {f"{task}_cross_entropy": one[2] / one[3] for task, one in zip(tasks, others, strict=True)}
     return {name: value for name, value in means.items() if name != "divergence" or not math.isnan(value)}
 
 

@@ -29,7 +29,7 @@ from kdbench.models.weights import require_train
 from kdbench.records import Completion, Text
 from kdbench_trainers._config import DistillConfig, TrainConfig
 from kdbench_trainers._material import Material
-from kdbench_trainers._methods import Method, check_whole, method_of, signals_sha256
+from kdbench_trainers._methods import Method, check_whole, method_of
 from kdbench_trainers._texts import read_texts, texts_sha256
 
 TAKES = ("completion", "text")
@@ -117,8 +117,11 @@ def needs_teacher(config: Config) -> bool:
 
 
 def inputs(config: Config) -> dict[str, str]:
-    """The domain's text, by path, with its hash, and the signals that the method learns from."""
-    return texts_sha256(config.texts) | signals_sha256(config.method_config)
+    """The domain's text, by path, with its hash, and what else the adaptations and the method read."""
+    found = texts_sha256(config.texts) | config.distillation().inputs
+    for whom in ("student", "teacher"):
+        found |= config.adaptation_of(whom).inputs()
+    return found
 
 
 def train(

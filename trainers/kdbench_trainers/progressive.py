@@ -24,7 +24,7 @@ from kdbench.config import StrictConfig
 from kdbench.models.weights import local_weights, require_train, weights_sha256
 from kdbench.records import Completion
 from kdbench.selecting import chosen
-from kdbench_trainers._methods import Method, check_whole, method_of, signals_sha256
+from kdbench_trainers._methods import Method, check_whole, method_of
 
 
 class Stage(StrictConfig):
@@ -67,11 +67,11 @@ def needs_teacher(config: Config) -> bool:
 
 
 def inputs(config: Config) -> dict[str, str]:
-    """The stages' own teachers with the hash of their weights, and the signals that they learn from."""
+    """The stages' own teachers with the hash of their weights, and what else their trainers read."""
     teachers = sorted({stage.teacher for stage in config.stages if stage.teacher is not None})
     found = {one: weights_sha256(local_weights(one)) for one in teachers}
     for stage in config.stages:
-        found |= signals_sha256(stage.config)
+        found |= stage.trainer().inputs
     return found
 
 

@@ -63,25 +63,27 @@ def train(
     `teacher` is recorded by the job and not loaded. Raises DataError for samples of another kind,
     MissingExtra, NothingLeft, UsageError.
     """
-    pairs = pair_views(samples)
     require_train("the trainer step_by_step")
     from kdbench.checks.case import Case
     from kdbench.checks.running import VETTED, vet
     from kdbench.models.sequences import split
     from kdbench_trainers._fit import learn
     from kdbench_trainers._models import load_student
+    from kdbench_trainers._options import conditioned, in_order
     from kdbench_trainers._sources import Paired
     from kdbench_trainers._trainer import Plan
 
+    views = [one for one in conditioned(samples, config.conditions) if isinstance(one, Completion)]
+    pairs = pair_views(views)
     reader, model = load_student(student, config)
     sequences = encode_pairs(pairs, reader, config.max_length)
     train, validation = split(sequences, config.validation_share, config.seed)
-    views = [one for pair in pairs for one in pair]
+    views = [one for pair in pairs for one in pair]  # by which the sequences know their samples
     vet(Case(views, reader, None, config.max_length, train, validation, most=VETTED))
     partners = {one.key - 1: one for one in train if one.task == "rationale" and one.key is not None}
     alpha = config.alpha if config.alpha is not None else alpha_of(pairs)
     plan = Plan(source=Paired(partners), shares={"label": alpha, "rationale": 1 - alpha})
-    labels = [one for one in train if one.task == "label"]
+    labels = in_order([one for one in train if one.task == "label"], views, config)
     learn(labels, validation, student=reader, model=model, plan=plan, out=out, config=config, resume=resume)
 
 
