@@ -3,6 +3,9 @@
     # in a trainer's module, beside `train`; optional
     def rehearse(samples, *, teacher: str | None, student: str, config: Config) -> Rehearsal: ...
 
+    # in a trainer that is a sequence of trainings, in its place
+    def parts(samples, *, teacher: str | None, config: Config) -> list[Part]: ...
+
 The checks on masks, positions and the denominator are of what the trainer does, not of what the core would
 do in its place: a loss that the core made of `kdbench.losses` would be right whatever a trainer gets wrong.
 So they go through this hook, and a trainer without it is told that it was not looked at.
@@ -14,10 +17,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from kdbench.config import StrictConfig
 from kdbench.models.sequences import TokenSequence
+from kdbench.records import Completion
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A training inside another one: what it is called there, its trainer, and what it learns from."""
+
+    name: str
+    trainer: str
+    config: StrictConfig
+    samples: Sequence[Completion]
+    teacher: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ The data, the settings and the models are those of `kdbench train`; nothing is w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,18 +51,35 @@ def doctor(
 ) -> list[Finding]:
     """What is found before training `student` by `method`, one finding or more per check; `train`'s options.
 
-    First what can be seen without models, then the trainer's own batches, hidden states and first step.
+    First what can be seen without models, then the trainer's own batches, hidden states and first step; of
+    a sequence of trainings each by its name, all with the student that the first one begins with.
     Raises UnknownPlugin, ConfigError, UsageError, RunDirError, DataError, NothingLeft for what is no
     training at all, MissingExtra without torch.
     """
     trainer = load_trainer(method, config or {})
     check_teacher(trainer, teacher)
     require_train("the doctor")
+    paths = [Path(data)] if isinstance(data, str | Path) else [Path(one) for one in data]
+    samples = list(islice(chosen(read_completions(paths), where or {}), limit))
+    parts = getattr(trainer.module, "parts", None)
+    if parts is None:
+        return _found(samples, trainer, student, teacher)
+    return [
+        replace(one, check=f"{part.name}: {one.check}")
+        for part in parts(samples, teacher=teacher, config=trainer.config)
+        for one in _found(
+            part.samples, load_trainer(part.trainer, part.config.model_dump()), student, part.teacher
+        )
+    ]
+
+
+def _found(
+    samples: Sequence[Completion], trainer: Trainer, student: str, teacher: str | None
+) -> list[Finding]:
+    """What is found of one training."""
     from kdbench.checks.case import reader_of, unreadable
     from kdbench.checks.running import examine
 
-    paths = [Path(data)] if isinstance(data, str | Path) else [Path(one) for one in data]
-    samples = list(islice(chosen(read_completions(paths), where or {}), limit))
     readers = reader_of(student), reader_of(teacher) if trainer.needs_teacher and teacher else None
     try:
         case = _case(samples, *readers, trainer)

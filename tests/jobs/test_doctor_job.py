@@ -21,8 +21,11 @@ from kdbench.errors import ConfigError, RunDirError
 from kdbench.jobs.doctor_job import show_findings
 from kdbench.jobs.training import train
 from kdbench.records import Message
+from kdbench_trainers._batches import in_shares, weights_of
+from kdbench_trainers._trainer import KdTrainer
 from tests.checks.cases import of, only
 from tests.jobs.test_training import OWN, generated
+from tests.trainers.test_step_by_step import questions
 from tests.trainers.test_trainer import save_as
 from tests.trainers.tiny import CHATML, WORDS, save_model, stories, story, tokenizer
 
@@ -130,6 +133,43 @@ def test_a_trainer_of_ones_own_is_told_how_to_be_looked_at(data, student, tmp_pa
     found = kdbench.doctor(own, data=data, student=student)
     assert [one.check for one in found] == [*CHECKS[:7], "trainer"]
     assert "give copy_student a function `rehearse`" in only(of(found, "warning")).way_out
+
+
+def test_both_views_of_step_by_step_are_looked_at(student, tmp_path, monkeypatch):
+    data = generated(tmp_path / "views", questions(5))
+    found = kdbench.doctor("step_by_step", data=data, student=student, config={**CPU, "alpha": 0.3, "seed": 2})
+    assert [(one.check, one.level) for one in found] == [(name, "ok") for name in CHECKS]
+    # Each process by the rows of its own views: right in one batch, and wrong for two of them.
+    monkeypatch.setattr(KdTrainer, "_in_shares", lambda self, window, world: _in_own_shares(self, window))
+    found = kdbench.doctor("step_by_step", data=data, student=student, config={**CPU, "alpha": 0.3, "seed": 2})
+    assert only(of(found, "error")).text.endswith("2 processes and 1")
+
+
+def _in_own_shares(trainer, window):
+    sums = dict(zip(trainer.plan.shares, weights_of(window, list(trainer.plan.shares)), strict=True))
+    return in_shares(window, trainer.plan.shares, sums)
+
+
+def test_the_trainings_of_a_sequence_are_looked_at_one_by_one(student, teacher, tmp_path):
+    data = generated(
+        tmp_path / "data",
+        [story(n, words=3 + n % 7, fields=json.dumps({"stage": 1 + n % 2})) for n in range(12)],
+    )
+    stages = [
+        {"method": "black_box", "where": {"stage": 1}, "config": CPU},
+        {"method": "white_box", "where": {"stage": 2}, "config": {**CPU, "max_length": 18}},
+    ]
+    found = kdbench.doctor(
+        "progressive", data=data, student=student, teacher=teacher, config={"stages": stages}
+    )
+    names = [f"{stage}: {check}" for stage in ("01_black_box", "02_white_box") for check in CHECKS]
+    assert [one.check for one in found] == names
+    assert {one.check for one in of(found, "warning")} == {"02_white_box: left out"}
+    asked = {"data": data, "student": student, "teacher": teacher}
+    rounds = kdbench.doctor("multi_round", **asked, config={"method": "gkd", "method_config": CPU})
+    assert [(one.check, one.level) for one in rounds] == [(f"round: {name}", "ok") for name in CHECKS]
+    adapted = kdbench.doctor("adapt_then_distill", **asked, config={"method_config": CPU})
+    assert [(one.check, one.level) for one in adapted] == [(f"distil: {name}", "ok") for name in CHECKS]
 
 
 def test_messages_that_a_template_turns_down_are_named(data, student, tmp_path):

@@ -146,6 +146,28 @@ class Rehearsal:
         return total, weight.item(), learnt
 
 
+class PairedRehearsal(Rehearsal):
+    """Of a method that learns from two sequences at once."""
+
+    def __init__(
+        self,
+        student: Reader,
+        model: Any,
+        plan: Plan,
+        config: TrainConfig,
+        first: Sequence[TokenSequence],
+    ) -> None:
+        """`first` are those of every pair that the plan's source finds the other one to."""
+        super().__init__(student, model, plan, config)
+        self._first = sorted(first, key=lambda one: one.length)
+
+    def step(self, sequences: Sequence[TokenSequence], *, micro_batch: int, world: int = 1) -> Step:
+        """An optimiser step on as many pairs as there are sequences, from the shortest to the longest."""
+        last = max(len(sequences) - 1, 1)
+        places = [round(i * (len(self._first) - 1) / last) for i in range(len(sequences))]
+        return super().step([self._first[i] for i in places], micro_batch=micro_batch, world=world)
+
+
 class _Others:
     """Answers a process's question for a sum over all, once all have had their turn.
 
@@ -184,12 +206,11 @@ class _Once(Data):
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._written: dict[int | None, TokenSequence] = {}
+        self._made: dict[int | None, list[TokenSequence]] = {}
 
     def window(self, step: int, batch: list[TokenSequence]) -> list[TokenSequence]:
         """What the source makes of the batch's sequences, each by itself and once."""
-        fresh = list({one.key: one for one in batch if one.key not in self._written}.values())
-        if fresh:
-            for one, own in zip(fresh, self._source.window(step, fresh), strict=True):
-                self._written[one.key] = own
-        return [self._written[one.key] for one in batch]
+        for one in batch:
+            if one.key not in self._made:
+                self._made[one.key] = self._source.window(step, [one])
+        return [made for one in batch for made in self._made[one.key]]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -31,6 +31,9 @@ from kdbench_trainers._config import DistillConfig, TrainConfig
 from kdbench_trainers._material import Material
 from kdbench_trainers._methods import Method, check_whole, method_of
 from kdbench_trainers._texts import read_texts, texts_sha256
+
+if TYPE_CHECKING:
+    from kdbench.checks.rehearsing import Part
 
 TAKES = ("completion", "text")
 NEEDS_SAMPLES = False  # `texts` may be all there is
@@ -158,3 +161,13 @@ def train(
     if teacher is not None and needs_teacher(config) and shared:
         check_same_vocabulary(student, teacher)
     Adapting(texts, lesson, config, method).follow(teacher, student, out, resume)
+
+
+def parts(samples: Sequence[Completion], *, teacher: str | None, config: Config) -> list[Part]:
+    """The distillation, for `kdbench doctor`, with teacher and student as they are before they adapt."""
+    from kdbench.checks.rehearsing import Part
+
+    method = config.distillation()
+    return (
+        [Part("distil", config.method, method.config, samples, teacher)] if "distil" in config.stages else []
+    )

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -23,6 +23,9 @@ from kdbench.models.weights import require_train
 from kdbench.records import Completion
 from kdbench_trainers._config import TrainConfig
 from kdbench_trainers._methods import Method, check_whole, method_of
+
+if TYPE_CHECKING:
+    from kdbench.checks.rehearsing import Part
 
 
 class Config(StrictConfig):
@@ -109,3 +112,10 @@ def train(
         for number in range(1, config.rounds):
             model = stages.do("round", partial(again, number, model))
         stages.finish(model)
+
+
+def parts(samples: Sequence[Completion], *, teacher: str | None, config: Config) -> list[Part]:
+    """The first round, for `kdbench doctor`: the later ones are made of the same."""
+    from kdbench.checks.rehearsing import Part
+
+    return [Part("round", config.method, config.trainer().config, samples, teacher)]

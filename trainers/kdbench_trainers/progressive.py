@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -25,6 +25,9 @@ from kdbench.models.weights import local_weights, require_train, weights_sha256
 from kdbench.records import Completion
 from kdbench.selecting import chosen
 from kdbench_trainers._methods import Method, check_whole, method_of
+
+if TYPE_CHECKING:
+    from kdbench.checks.rehearsing import Part
 
 
 class Stage(StrictConfig):
@@ -101,3 +104,19 @@ def train(
             training = partial(stage.trainer().train, part, own, student)
             student = stages.do(stage.method, training, teacher_sha256=sha256)
         stages.finish(student)
+
+
+def parts(samples: Sequence[Completion], *, teacher: str | None, config: Config) -> list[Part]:
+    """The stages, for `kdbench doctor`. Raises ConfigError where a stage's `where` fits no sample."""
+    from kdbench.checks.rehearsing import Part
+
+    return [
+        Part(
+            f"{number:02d}_{stage.method}",
+            stage.method,
+            stage.trainer().config,
+            chosen(samples, stage.where)[: stage.limit],
+            stage.teacher or teacher,
+        )
+        for number, stage in enumerate(config.stages, start=1)
+    ]

@@ -30,6 +30,7 @@ from kdbench.records import Completion
 from kdbench_trainers._config import TrainConfig
 
 if TYPE_CHECKING:
+    from kdbench.checks.rehearsing import Rehearsal
     from kdbench.models.sequences import Reader, TokenSequence
 
 log = logging.getLogger("kdbench")
@@ -80,9 +81,7 @@ def train(
     train, validation = split(sequences, config.validation_share, config.seed)
     views = [one for pair in pairs for one in pair]  # by which the sequences know their samples
     vet(Case(views, reader, None, config.max_length, train, validation, most=VETTED))
-    partners = {one.key - 1: one for one in train if one.task == "rationale" and one.key is not None}
-    alpha = config.alpha if config.alpha is not None else alpha_of(pairs)
-    plan = Plan(source=Paired(partners), shares={"label": alpha, "rationale": 1 - alpha})
+    plan = Plan(source=Paired(partners(train)), shares=shares_of(pairs, config))
     labels = in_order([one for one in train if one.task == "label"], views, config)
     learn(labels, validation, student=reader, model=model, plan=plan, out=out, config=config, resume=resume)
 
@@ -141,7 +140,33 @@ def encode_pairs(pairs: Sequence[Pair], reader: Reader, max_length: int) -> list
     return kept
 
 
-def alpha_of(pairs: Sequence[Pair]) -> float:
-    """The label's share of the weights: alpha where the recipe weighs by 2 alpha and 2 (1 - alpha)."""
+def partners(sequences: Sequence[TokenSequence]) -> dict[int, TokenSequence]:
+    """Of `encode_pairs`' sequences, the rationales by the keys of their labels."""
+    return {one.key - 1: one for one in sequences if one.task == "rationale" and one.key is not None}
+
+
+def shares_of(pairs: Sequence[Pair], config: Config) -> dict[str, float]:
+    """The views' shares of the loss: alpha, or the label's share of the weights.
+
+    The recipe weighs labels by 2 alpha and rationales by 2 (1 - alpha).
+    """
     labels, rationales = (sum(one.weight for one in views) for views in zip(*pairs, strict=True))
-    return labels / (labels + rationales)
+    alpha = config.alpha if config.alpha is not None else labels / (labels + rationales)
+    return {"label": alpha, "rationale": 1 - alpha}
+
+
+def rehearse(
+    samples: Sequence[Completion], *, teacher: str | None, student: str, config: Config
+) -> Rehearsal:
+    """What `kdbench doctor` looks at. Raises what `train` raises first."""
+    pairs = pair_views(samples)
+    require_train("the trainer step_by_step")
+    from kdbench_trainers._models import load_student
+    from kdbench_trainers._rehearsal import PairedRehearsal
+    from kdbench_trainers._sources import Paired
+    from kdbench_trainers._trainer import Plan
+
+    reader, model = load_student(student, config)
+    sequences = encode_pairs(pairs, reader, config.max_length)
+    plan = Plan(source=Paired(partners(sequences)), shares=shares_of(pairs, config))
+    return PairedRehearsal(reader, model, plan, config, [one for one in sequences if one.task == "label"])
