@@ -35,6 +35,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "gkd": ("gkd", {"lmbda": 0.5, "max_new_tokens": 112}),
     "distillm": ("distillm", {"max_new_tokens": 112, "buffer_size": 64, "tolerance": 0.0}),
 }
+STORIES, HELD_OUT, LAYERS = 500, 40, 14
 COLUMNS = {
     "agreement_kl": "KL, teacher's text",
     "agreement_top1": "same top token",
@@ -123,25 +124,14 @@ def main() -> None:
     """Make what is lacking, and print the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--out", type=Path, default=Path("runs/methods_study"))
-    parser.add_argument("--stories", type=int, default=500)
-    parser.add_argument("--heldout", type=int, default=40)
-    parser.add_argument("--layers", type=int, default=14)
+    parser.add_argument("--stories", type=int, default=STORIES)
+    parser.add_argument("--heldout", type=int, default=HELD_OUT)
+    parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     study = Study(given.out, given.steps, given.seed)
-    study.data("train", given.stories)
-    heldout = study.data("heldout", given.heldout)
-    pruned = given.out / "pruned"
-    if not is_done(pruned):
-        kdbench.make_student(
-            {"kind": "pruned", "layers": given.layers},
-            teacher="smollm2",
-            data=given.out / "train",
-            out=pruned,
-            overwrite=pruned.exists(),
-        )
-    start = study.train("start", "black_box", str(pruned))
+    start, heldout = make_start(study, given.stories, given.heldout, given.layers)
     models = {"start": str(start)}
     for name, (method, config) in METHODS.items():
         models[name] = str(study.train(name, method, str(start), **config))
@@ -149,6 +139,24 @@ def main() -> None:
     on_teacher = study.evaluate("on_teacher_text", models, heldout, metrics)
     on_student = study.evaluate("on_student_text", models, study.text_of(on_teacher, "start"), ["agreement"])
     print_page(study, models, Scores.read(on_teacher), Scores.read(on_student), given)
+
+
+def make_start(
+    study: Study, stories: int = STORIES, held_out: int = HELD_OUT, layers: int = LAYERS
+) -> tuple[Path, Path]:
+    """(the student that all methods begin with, the stories held out)."""
+    study.data("train", stories)
+    heldout = study.data("heldout", held_out)
+    pruned = study.out / "pruned"
+    if not is_done(pruned):
+        kdbench.make_student(
+            {"kind": "pruned", "layers": layers},
+            teacher="smollm2",
+            data=study.out / "train",
+            out=pruned,
+            overwrite=pruned.exists(),
+        )
+    return study.train("start", "black_box", str(pruned)), heldout
 
 
 def print_page(
