@@ -60,8 +60,8 @@ class LossSums:
 
 # What a block of rows is scored by: (its rows within the chunk, its logits [n, V]) -> (rows [3, n] as in
 # LossSums, gradient [n, V]); and what makes that of a chunk.
-_Score = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
-_Scoring = Callable[[slice], _Score]
+Score = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+Scoring = Callable[[slice], Score]
 
 
 def cross_entropy_loss(
@@ -78,16 +78,16 @@ def cross_entropy_loss(
     and can be asked for once, to first order.
     """
 
-    def scoring(chunk: slice) -> _Score:
+    def scoring(chunk: slice) -> Score:
         answers = targets[chunk]
 
         def score(rows: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
-            value, gradient = _cross_entropy(log_probabilities(logits), answers[rows])
+            value, gradient = token_cross_entropy(log_probabilities(logits), answers[rows])
             return torch.stack([value, torch.full_like(value, torch.nan), value]), gradient
 
         return score
 
-    return _run(hidden, head, scoring, weights, chunk_rows)
+    return one_shot(hidden, head, scoring, weights, chunk_rows)
 
 
 def distillation_loss(
@@ -116,11 +116,11 @@ def distillation_loss(
         raise ValueError(f"{hidden.shape[0]} rows of the student and {len(signal)} of the teacher")
     what = objective or Objective()
 
-    def scoring(chunk: slice) -> _Score:
+    def scoring(chunk: slice) -> Score:
         said, answers = signal.part(chunk), targets[chunk]
         return lambda rows, logits: _scored(what, logits, said, rows, answers[rows])
 
-    return _run(hidden, head, scoring, weights, chunk_rows)
+    return one_shot(hidden, head, scoring, weights, chunk_rows)
 
 
 def _scored(
@@ -132,7 +132,7 @@ def _scored(
     divergence = divergence * heat**2
     gradient = gradient if (scale := heat**2 * (1 - what.ce_weight)) == 1 else gradient.mul_(scale)
     if what.ce_weight > 0:
-        entropy, ce_gradient = _cross_entropy(log_probabilities(logits), targets)
+        entropy, ce_gradient = token_cross_entropy(log_probabilities(logits), targets)
         gradient = gradient.add_(ce_gradient, alpha=what.ce_weight)
     else:  # for the report alone: nothing as wide as the vocabulary is written
         picked = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
@@ -141,8 +141,8 @@ def _scored(
     return torch.stack([loss, divergence, entropy]), gradient
 
 
-def _cross_entropy(student: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """-log S[target], and its gradient with respect to the logits: S - onehot(target)."""
+def token_cross_entropy(student: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """-log S[target] [n], and its gradient with respect to the logits [n, V]: S - onehot(target)."""
     index = targets.unsqueeze(-1)
     value = -student.gather(-1, index).squeeze(-1)
     gradient = student.exp()
@@ -150,7 +150,10 @@ def _cross_entropy(student: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return value, gradient
 
 
-def _run(hidden: Tensor, head: Head, scoring: _Scoring, weights: Tensor | None, chunk_rows: int) -> LossSums:
+def one_shot(
+    hidden: Tensor, head: Head, scoring: Scoring, weights: Tensor | None, chunk_rows: int = CHUNK_ROWS
+) -> LossSums:
+    """Sums over the rows of `hidden` [N, H] of what `scoring` gives them, each times its weight."""
     weight = head.weight
     if not torch.is_grad_enabled():  # a Function is told what requires a gradient, not whether one is taken
         hidden, weight = hidden.detach(), weight.detach()
@@ -162,7 +165,7 @@ def _run(hidden: Tensor, head: Head, scoring: _Scoring, weights: Tensor | None, 
     return LossSums(loss, divergence, cross_entropy)
 
 
-def _overwrite(logits: Tensor, head: Head, score: _Score, weights: Tensor | None) -> Tensor:
+def _overwrite(logits: Tensor, head: Head, score: Score, weights: Tensor | None) -> Tensor:
     """Sums [3] over a chunk's rows; its logits [n, V] become the gradient at the head's products."""
     count, width = logits.shape
     size = count if logits.is_cuda else max(1, _BLOCK_NUMBERS // width)

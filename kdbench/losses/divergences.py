@@ -115,7 +115,7 @@ def _jsd(student: Tensor, teacher: Tensor, what: Divergence) -> tuple[Tensor, Te
         return _forward_kl(student, teacher, what)
     if beta == 1:
         return _reverse_kl(student, teacher, what)
-    mixture = _mixture(teacher, student, beta)
+    mixture = mixed(teacher, student, beta)
     teacher_side = (teacher.exp() * (teacher - mixture)).sum(-1)
     student_side, gradient = _mean_and_gradient(student.exp(), student - mixture)
     scale = 1 / (beta * (1 - beta)) if what.normalized else 1.0
@@ -130,7 +130,7 @@ def _skew_kl(student: Tensor, teacher: Tensor, what: Divergence) -> tuple[Tensor
     """
     if what.alpha == 0:
         return _forward_kl(student, teacher, what)
-    mixture = _mixture(teacher, student, what.alpha)
+    mixture = mixed(teacher, student, what.alpha)
     ratio = teacher - mixture
     value = (teacher.exp() * ratio).sum(-1)
     _, gradient = _mean_and_gradient(student.exp(), ratio.exp())
@@ -145,7 +145,7 @@ def _skew_reverse_kl(student: Tensor, teacher: Tensor, what: Divergence) -> tupl
     """
     if what.alpha == 0:
         return _reverse_kl(student, teacher, what)
-    ratio = student - _mixture(student, teacher, what.alpha)
+    ratio = student - mixed(student, teacher, what.alpha)
     probability = student.exp()
     value = (probability * ratio).sum(-1)
     _, gradient = _mean_and_gradient(probability, ratio - what.alpha * ratio.exp())
@@ -187,8 +187,10 @@ _FORMULAS: dict[Name, _Compare] = {
 }
 
 
-def _mixture(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """log(share first + (1 - share) second) of log-probabilities, for 0 < share < 1."""
+def mixed(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """log(share first + (1 - share) second) of log-probabilities of any shape, for 0 <= share < 1."""
+    if share == 0:
+        return second
     return torch.logaddexp(first + math.log(share), second + math.log1p(-share))
 
 

@@ -68,13 +68,18 @@ def teacher_states(name: str, model: Any, sequences: Sequence[TokenSequence]) ->
     inputs = padded([one.teacher_prompt + one.completion for one in sequences], counts)
     states = hidden_rows(model, {key: value.to(model.device) for key, value in inputs.items()})
     if not bool(states.isfinite().all()):
-        groups = list(dict.fromkeys(one.group for one in sequences))
-        whose = f"{', '.join(groups[:3])}{' and others' if len(groups) > 3 else ''}"
-        raise RunFailed(
-            f"The teacher '{name}' answers with numbers that are none (NaN or infinity) on the samples of "
-            f"{whose}; check its weights, or read it in float32 (dtype)"
-        )
+        raise no_numbers(name, sequences)
     return torch.split(states, counts)
+
+
+def no_numbers(name: str, sequences: Sequence[TokenSequence]) -> RunFailed:
+    """What is said of the teacher `name` that answers with no numbers on some of the sequences."""
+    groups = list(dict.fromkeys(one.group for one in sequences))
+    whose = f"{', '.join(groups[:3])}{' and others' if len(groups) > 3 else ''}"
+    return RunFailed(
+        f"The teacher '{name}' answers with numbers that are none (NaN or infinity) on the samples of "
+        f"{whose}; check its weights, or read it in float32 (dtype)"
+    )
 
 
 @torch.no_grad()

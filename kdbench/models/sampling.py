@@ -17,21 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from kdbench.errors import UsageError
-from kdbench.models._cache import PrefillCache, Prefix, RowCache
 from kdbench.models._draws import pick
-from kdbench.models._fast import fast_inference
 from kdbench.models.chat import end_ids
+from kdbench.models.decoding import Decoding, close_gaps
 from kdbench.teacher import Sampling
-
-# Tokens of one prefill pass: enough to keep the cores busy, little enough to stay small in memory.
-_PREFILL_TOKENS = 4096
-# A shorter common beginning is not worth a pass of its own.
-_SHORTEST_PREFIX = 16
-_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,22 +61,13 @@ class BatchSampler:
 
     def __init__(self, model: Any, tokenizer: Any, *, batch: int = 64) -> None:
         """`batch` is the number of rows decoded at once. Raises UsageError for a model of an unknown kind."""
-        config = model.config
-        kinds = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
-        if kinds:
-            raise UsageError(
-                f"A model with layers of kind {', '.join(sorted(kinds))} cannot be sampled here; serve it "
-                "with vLLM and use openai:MODEL"
-            )
         self.model = model
+        self._decoding = Decoding(model)
         self.tokenizer = tokenizer
         self.batch = batch
         self._refill = max(1, batch // 8)
-        self.ends = frozenset(end_ids(tokenizer, model.generation_config, config))
-        self.context: int = getattr(config, "max_position_embeddings", None) or 2**31
-        self._window: int | None = getattr(config, "sliding_window", None)
-        self._mixed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-        self._prefix: Prefix | None = None
+        self.ends = frozenset(end_ids(tokenizer, model.generation_config, model.config))
+        self.context: int = getattr(model.config, "max_position_embeddings", None) or 2**31
 
     def run(
         self, jobs: Sequence[Job], on_done: Callable[[int, Sampled], None] | None = None
@@ -116,37 +97,25 @@ class BatchSampler:
         without a reply. Raises UsageError for a prompt that fills the model's context.
         """
         rows: list[_Row] = []
-        cache = RowCache()
-        self._prefix = None  # the weights may have changed since
-        with fast_inference(self.model):
+        with self._decoding.begin():
             while True:
                 # A few at a time: a prefill of one row costs nearly as much as one of eight.
                 if not rows or self.batch - len(rows) >= self._refill:
-                    rows += self._join(cache, take(self.batch - len(rows)))
+                    rows += self._join(take(self.batch - len(rows)))
                 if not rows:
                     return
-                self._step(rows, cache)
+                self._step(rows)
                 ended = [(i, self._reply(row)) for i, row in enumerate(rows)]
                 gone = [i for i, reply in ended if reply is not None or not wanted(rows[i].job)]
                 replies = [(rows[i].job, reply) for i, reply in ended if reply is not None]
-                cache.remove(gone)
-                _remove(rows, gone)
+                self._decoding.leave(gone)
+                close_gaps(rows, gone)
                 yield from replies
 
-    def _join(self, cache: RowCache, jobs: Sequence[Job]) -> list[_Row]:
-        """Prefill the prompts of new jobs, all but their last token, which the next step feeds."""
+    def _join(self, jobs: Sequence[Job]) -> list[_Row]:
         rows = [self._row(job) for job in jobs]
         rows.sort(key=lambda row: len(row.job.ids))
-        prefix = self._shared([row.job.ids for row in rows])
-        skip = len(prefix.ids) if prefix else 0
-        start = 0
-        while start < len(rows):
-            end = start + 1
-            while end < len(rows) and (end + 1 - start) * (len(rows[end].job.ids) - skip) <= _PREFILL_TOKENS:
-                end += 1
-            prompts = [row.job.ids[:-1] for row in rows[start:end]]
-            cache.add(self._prefill(prompts, prefix), [len(p) for p in prompts])
-            start = end
+        self._decoding.join([row.job.ids for row in rows])
         return rows
 
     def _row(self, job: Job) -> _Row:
@@ -157,71 +126,13 @@ class BatchSampler:
             )
         return _Row(job, min(job.sampling.max_tokens, room), job.ids[-1], random.Random(job.seed))  # noqa: S311
 
-    def _shared(self, prompts: Sequence[tuple[int, ...]]) -> Prefix | None:
-        """The prefix that all prompts share: the one at hand if it fits, else a new one, else none."""
-        known = self._prefix
-        if known and all(len(p) > len(known.ids) and p[: len(known.ids)] == known.ids for p in prompts):
-            return known
-        if len(prompts) < 2:
-            return None
-        low, high = min(prompts), max(prompts)
-        most = min(len(p) for p in prompts) - 1
-        same = next((i for i in range(most) if low[i] != high[i]), most)
-        if same < _SHORTEST_PREFIX:
-            return None
-        read = self._prefill([low[:same]], None)
-        self._prefix = Prefix(low[:same], read.keys, read.values)
-        return self._prefix
-
-    def _prefill(self, prompts: Sequence[tuple[int, ...]], prefix: Prefix | None) -> PrefillCache:
-        """Keys and values of prompts, padded on the right, where no earlier token can see it."""
-        skip = len(prefix.ids) if prefix else 0
-        width = max(1, *(len(p) - skip for p in prompts))
-        padded = [list(p[skip:]) + [0] * (width - len(p) + skip) for p in prompts]
-        device = self.model.device
-        positions = torch.arange(skip, skip + width, device=device)[None]
-        cache = PrefillCache(prefix)
-        self.model.get_decoder()(
-            input_ids=torch.tensor(padded, device=device),
-            attention_mask=self._mask(positions, skip + width),
-            position_ids=positions.expand(len(prompts), -1),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return cache
-
-    def _step(self, rows: list[_Row], cache: RowCache) -> None:
+    def _step(self, rows: list[_Row]) -> None:
         """Feed every row its last token and draw the next."""
-        device = self.model.device
-        positions = cache.next_column(device)[:, None]
-        logits = self.model(
-            input_ids=torch.tensor([[row.last] for row in rows], device=device),
-            attention_mask=self._mask(positions, cache.width),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        cache.wrote()
+        logits = self._decoding.next([row.last for row in rows])
         drawn = pick(logits, [row.job.sampling for row in rows], [row.rng.random() for row in rows])
         for row, token in zip(rows, drawn, strict=True):
             row.last = token
             row.ids.append(token)
-
-    def _mask(self, positions: Tensor, columns: int) -> Tensor | dict[str, Tensor]:
-        """Additive masks (rows, 1, tokens, columns): a token at position p sees the columns up to p."""
-        column = torch.arange(columns, device=positions.device)
-        hidden = column > positions[..., None]
-        far = column <= positions[..., None] - self._window if self._window else torch.zeros_like(hidden)
-        full, near = (self._additive(m) for m in (hidden, hidden | far))
-        if self._mixed:
-            return {"full_attention": full, "sliding_attention": near}
-        return near
-
-    def _additive(self, hidden: Tensor) -> Tensor:
-        dtype = self.model.dtype
-        zero = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-        return zero.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
 
     def _reply(self, row: _Row) -> Sampled | None:
         """The reply of a row that has ended, else None."""
@@ -255,10 +166,3 @@ class BatchSampler:
         while ids and len(self._text(ids)) > min(cuts):
             ids.pop()
         return Sampled(tuple(ids), text[: min(cuts)], "stop")
-
-
-def _remove(rows: list[_Row], gone: Sequence[int]) -> None:
-    """Take rows out as RowCache.remove does: the last row fills each hole."""
-    for i in sorted(gone, reverse=True):
-        rows[i] = rows[-1]
-        rows.pop()

@@ -12,7 +12,7 @@ from kdbench.checks.denominator import check_denominator  # noqa: E402
 from kdbench.checks.running import rehearsed  # noqa: E402
 from kdbench.models import rows  # noqa: E402
 from kdbench.models.rows import padded  # noqa: E402
-from kdbench_trainers import _batches, _rehearsal, black_box, distillm, gkd, white_box  # noqa: E402
+from kdbench_trainers import _batches, _rehearsal, black_box, distillm, gkd, minillm, white_box  # noqa: E402
 from kdbench_trainers._trainer import KdTrainer  # noqa: E402
 from tests.checks.cases import case, of, only  # noqa: E402
 from tests.trainers.tiny import story, tokenizer  # noqa: E402
@@ -20,7 +20,9 @@ from tests.trainers.tiny import story, tokenizer  # noqa: E402
 pytestmark = pytest.mark.medium
 
 SAMPLES = [story(n, words=1 + 3 * n, weight=0.5 + n % 2) for n in range(8)]
-METHODS = {"black_box": black_box, "white_box": white_box, "gkd": gkd, "distillm": distillm}
+METHODS = {
+    "black_box": black_box, "white_box": white_box, "gkd": gkd, "distillm": distillm, "minillm": minillm,
+}  # fmt: skip
 
 
 def rehearsal_of(method, student, teacher, **settings):

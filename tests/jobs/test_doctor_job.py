@@ -137,11 +137,15 @@ def test_a_trainer_of_ones_own_is_told_how_to_be_looked_at(data, student, tmp_pa
 
 def test_both_views_of_step_by_step_are_looked_at(student, tmp_path, monkeypatch):
     data = generated(tmp_path / "views", questions(5))
-    found = kdbench.doctor("step_by_step", data=data, student=student, config={**CPU, "alpha": 0.3, "seed": 2})
+    found = kdbench.doctor(
+        "step_by_step", data=data, student=student, config={**CPU, "alpha": 0.3, "seed": 2}
+    )
     assert [(one.check, one.level) for one in found] == [(name, "ok") for name in CHECKS]
     # Each process by the rows of its own views: right in one batch, and wrong for two of them.
     monkeypatch.setattr(KdTrainer, "_in_shares", lambda self, window, world: _in_own_shares(self, window))
-    found = kdbench.doctor("step_by_step", data=data, student=student, config={**CPU, "alpha": 0.3, "seed": 2})
+    found = kdbench.doctor(
+        "step_by_step", data=data, student=student, config={**CPU, "alpha": 0.3, "seed": 2}
+    )
     assert only(of(found, "error")).text.endswith("2 processes and 1")
 
 

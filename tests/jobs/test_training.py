@@ -158,7 +158,7 @@ def test_bad_input_is_refused_before_a_directory_is_made(own, data, weights, tmp
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("method", ["black_box", "white_box", "gkd", "distillm"])
+@pytest.mark.parametrize("method", ["black_box", "white_box", "gkd", "distillm", "minillm"])
 def test_shipped_trainers(method, data, tmp_path):
     pytest.importorskip("torch")
     student, teacher = (save_model(tmp_path / name, seed=n) for n, name in enumerate(["student", "teacher"]))

@@ -64,14 +64,14 @@ def test_a_prefix_stands_before_every_row():
 @pytest.mark.parametrize("gone", [[0], [4], [0, 4], [3, 1], [0, 1, 2, 3, 4], []])
 def test_leaving_moves_the_last_rows_into_the_holes(gone):
     from kdbench.models._cache import RowCache
-    from kdbench.models.sampling import _remove
+    from kdbench.models.decoding import close_gaps
 
     cache = RowCache()
     cache.add(prefilled(5, 8), [4, 5, 6, 7, 8])
     before = rows_of(cache)
     names = list(range(5))
     cache.remove(gone)
-    _remove(names, gone)
+    close_gaps(names, gone)
     assert sorted(names) == [i for i in range(5) if i not in gone]
     assert len(cache.lengths) == len(names)
     for name, kept in zip(names, rows_of(cache) if names else [], strict=True):

@@ -1,4 +1,4 @@
-"""gkd and distillm on tiny models: resumption to the bit, several processes, and what they cost."""
+"""gkd, distillm and minillm on tiny models: resumption to the bit, several processes, and what they cost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kdbench.errors import ConfigError, RunFailed  # noqa: E402
-from kdbench_trainers import distillm, gkd, white_box  # noqa: E402
+from kdbench_trainers import distillm, gkd, minillm, white_box  # noqa: E402
 from tests.trainers.test_trainer import lines, run, same, stories  # noqa: E402
 
 pytestmark = pytest.mark.medium
@@ -24,8 +24,10 @@ SETTINGS = {
     "gkd": {"lmbda": 0.6, "max_new_tokens": 8},
     # Every validation counts as worse, so phi grows; the buffer is full after two batches.
     "distillm": {"tolerance": 0.0, "buffer_size": 8, "max_new_tokens": 8, "learning_rate": 1.0},
+    # The checkpoint of step 6 falls among the steps that learn from the rollouts of step 4.
+    "minillm": {"inner_epochs": 4, "ce_weight": 0.3, "max_new_tokens": 8},
 }
-MODULES = {"white_box": white_box, "gkd": gkd, "distillm": distillm}
+MODULES = {"white_box": white_box, "gkd": gkd, "distillm": distillm, "minillm": minillm}
 # Lines and checkpoints fall on different steps, and the last step on neither.
 STEPS = {"steps": 14, "eval_every": 1, "checkpoint_every": 3, "log_every": 4}
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -152,7 +154,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tests.trainers import test_on_policy as t
-for name in ("white_box", "gkd"):
+for name in ("white_box", "gkd", "minillm"):
     settings = {**t.SETTINGS[name], **t.SHARED_SETTINGS}
     t.run(t.MODULES[name], Path(sys.argv[2]) / name, sys.argv[3], sys.argv[4], load=False, **settings)
 """
@@ -173,7 +175,7 @@ def test_two_processes_make_the_loss_and_gradient_of_one(student, teacher, tmp_p
         capture_output=True, text=True, timeout=300, env=ALONE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for name in ("white_box", "gkd"):
+    for name in ("white_box", "gkd", "minillm"):
         run(MODULES[name], tmp_path / "one" / name, student, teacher, **{**SETTINGS[name], **SHARED_SETTINGS})
         one, two = lines(tmp_path / "one" / name), lines(tmp_path / "two" / name)
         assert [line["step"] for line in one] == [line["step"] for line in two]

@@ -98,7 +98,17 @@ class TrainConfig(StrictConfig):
         return texts_sha256(self.plain_text.texts) if self.plain_text else {}
 
 
-class DistillConfig(TrainConfig):
+class TeacherConfig(TrainConfig):
+    """What is kept of what a live teacher says."""
+
+    teacher_cache_mb: int = Field(
+        4096,
+        ge=0,
+        description="memory for the teacher's hidden states of the data, in MB; none is kept beyond",
+    )
+
+
+class DistillConfig(TeacherConfig):
     """How the student's distribution is compared with the teacher's."""
 
     divergence: DivergenceName = "forward_kl"
@@ -118,11 +128,6 @@ class DistillConfig(TrainConfig):
         gt=0,
         description="temperature of token scaling (TSLD uses 10): tokens that the teacher found hard count "
         "more; null: all alike",
-    )
-    teacher_cache_mb: int = Field(
-        4096,
-        ge=0,
-        description="memory for the teacher's hidden states of the data, in MB; none is kept beyond",
     )
 
     @model_validator(mode="after")

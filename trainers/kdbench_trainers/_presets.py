@@ -46,11 +46,11 @@ def distil(
     from kdbench_trainers._fit import fit
     from kdbench_trainers._models import load_student
     from kdbench_trainers._sources import Data
-    from kdbench_trainers._teacher import load_teacher
+    from kdbench_trainers._teacher import LiveTeacher, load_teacher
     from kdbench_trainers._trainer import Plan
 
     reader, model = load_student(student, config)
-    teacher_reader, lesson = load_teacher(teacher, student, reader, model, config)
+    teacher_reader, lesson = load_teacher(teacher, student, reader, model, config, LiveTeacher)
     whose: Source = Data()
     if source is not None:
         assert isinstance(config, OnPolicyConfig)

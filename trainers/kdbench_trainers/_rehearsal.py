@@ -29,10 +29,10 @@ from kdbench_trainers._fit import quiet
 from kdbench_trainers._models import load_student
 from kdbench_trainers._presets import no_teacher, writer_of
 from kdbench_trainers._sources import Data, Source, Writer
-from kdbench_trainers._teacher import LiveTeacher, StoredTeacher, load_teacher, open_store
+from kdbench_trainers._teacher import LiveTeacher, StoredTeacher, TeacherModel, load_teacher, open_store
 from kdbench_trainers._trainer import KdTrainer, Plan
 
-_NEW_TOKENS = 16  # as many as the student writes at most: enough to be of other lengths than the data's
+NEW_TOKENS = 16  # as many as the student writes at most: enough to be of other lengths than the data's
 
 
 def rehearse_text(student: str, config: TrainConfig) -> Rehearsal:
@@ -53,11 +53,11 @@ def rehearse_distribution(
     if teacher is None:
         raise no_teacher(method)
     reader, model = load_student(student, config)
-    teacher_reader, lesson = load_teacher(teacher, student, reader, model, config)
+    teacher_reader, lesson = load_teacher(teacher, student, reader, model, config, LiveTeacher)
     whose: Source = Data()
     if source is not None:
         assert isinstance(config, OnPolicyConfig)
-        brief = config.model_copy(update={"max_new_tokens": min(config.max_new_tokens, _NEW_TOKENS)})
+        brief = config.model_copy(update={"max_new_tokens": min(config.max_new_tokens, NEW_TOKENS)})
         whose = source(writer_of(model, reader, teacher_reader, brief))
     return Rehearsal(reader, model, Plan(lesson, whose), config)
 
@@ -92,7 +92,7 @@ class Rehearsal:
         batch = self.batch([replace(one, key=None) for one in sequences])
         moved = {k: v.to(self._model.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         found = {"student": hidden_rows(self._model, moved)}
-        if isinstance(self._plan.lesson, LiveTeacher):  # a store has read them long ago
+        if isinstance(self._plan.lesson, TeacherModel):  # a store has read them long ago
             found["teacher"] = self._plan.lesson.read(moved).hidden
         return found
 

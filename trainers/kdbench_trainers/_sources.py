@@ -17,15 +17,18 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from kdbench.models.sampling import BatchSampler, Job
 from kdbench.models.sequences import TokenSequence
 from kdbench.processes import Place, this_process
 from kdbench.teacher import Sampling
 from kdbench_trainers._models import own_forward
+
+SequenceT = TypeVar("SequenceT", bound=TokenSequence)
 
 
 class Source(Protocol):
@@ -165,18 +168,24 @@ class Writer:
     def write(self, step: int, batch: Sequence[TokenSequence]) -> list[TokenSequence]:
         """The batch with completions of the student's own, the end token kept where it wrote one."""
         jobs = [self._job(step, number, sequence) for number, sequence in enumerate(batch)]
-        whole = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
-        trained = self._model.training
-        self._model.eval()
-        with own_forward(whole):
-            replies = BatchSampler(whole, self._tokenizer, batch=len(jobs)).run(jobs)
-        self._model.train(trained)
+        with self._at_rest() as student:
+            replies = BatchSampler(student, self._tokenizer, batch=len(jobs)).run(jobs)
         written = [
             replace(one, key=None, completion=reply.ids + (() if reply.end is None else (reply.end,)))
             for one, reply in zip(batch, replies, strict=True)
         ]
         self._tokens += sum(len(one.completion) for one in written)
         return written
+
+    @contextmanager
+    def _at_rest(self) -> Iterator[Any]:
+        """The student as it writes: its own forward pass, adapters included, and no dropout."""
+        whole = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
+        trained = self._model.training
+        self._model.eval()
+        with own_forward(whole):
+            yield whole
+        self._model.train(trained)
 
     def _job(self, step: int, number: int, sequence: TokenSequence) -> Job:
         # By the place in the step's whole batch: however many processes share it, they write the same.
@@ -267,12 +276,15 @@ class Replay:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.phi, self._before = state["phi"], state["before"]
-        tuples = ("prompt", "completion", "teacher_prompt")
-        for one in state["buffer"]:
-            values: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in one.items()}
-            self._buffer.append(TokenSequence(**values))
+        self._buffer.extend(revived(TokenSequence, one) for one in state["buffer"])
 
 
 def chance(seed: int, step: int) -> float:
     """A number in [0, 1) for a step, the same wherever it is asked for."""
     return random.Random(f"{seed}/{step}").random()  # noqa: S311 - a schedule, not a secret
+
+
+def revived(kind: type[SequenceT], kept: Mapping[str, Any]) -> SequenceT:
+    """The sequence that `asdict` and JSON made `kept` of."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
+    return kind(**values)

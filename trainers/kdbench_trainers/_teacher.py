@@ -7,9 +7,9 @@ forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,9 +27,11 @@ from kdbench.models.weights import local_weights, weights_sha256
 from kdbench.records import Completion
 from kdbench.signal_store import SignalStore, tokenizer_sha256
 from kdbench_trainers._batches import cut
-from kdbench_trainers._config import DistillConfig
+from kdbench_trainers._config import DistillConfig, TeacherConfig
 from kdbench_trainers._models import Compute
 
+ConfigT = TypeVar("ConfigT", bound=TeacherConfig)
+LessonT = TypeVar("LessonT")
 _READ_AT_ONCE = 8  # of the longest sequences: what the teacher reads together where its states are kept
 
 
@@ -40,9 +42,18 @@ def objective_of(config: DistillConfig) -> Objective:
 
 
 def load_teacher(
-    teacher: str, student: str, student_reader: Reader, student_model: Any, config: DistillConfig
-) -> tuple[Reader, LiveTeacher]:
-    """The teacher as a reader of sequences and as what is learnt from. Raises ConfigError, UsageError."""
+    teacher: str,
+    student: str,
+    student_reader: Reader,
+    student_model: Any,
+    config: ConfigT,
+    lesson: Callable[[str, Any, ConfigT, int], LessonT],
+) -> tuple[Reader, LessonT]:
+    """The teacher as a reader of sequences and as what is learnt from.
+
+    `lesson` makes that of the teacher's name and model, the config and the size of the vocabulary.
+    Raises ConfigError, UsageError.
+    """
     tokenizer = load_tokenizer(teacher)
     check_vocabularies(student, student_reader.tokenizer, teacher, tokenizer)
     compute = Compute.of(config)
@@ -53,9 +64,8 @@ def load_teacher(
         head_of(model).vocabulary,
         student_model.get_output_embeddings().weight.shape[0],
     )
-    return Reader(tokenizer, (model.generation_config, model.config)), LiveTeacher(
-        teacher, model, config, vocabulary
-    )
+    reader = Reader(tokenizer, (model.generation_config, model.config))
+    return reader, lesson(teacher, model, config, vocabulary)
 
 
 def open_store(
@@ -155,7 +165,7 @@ class StoredTeacher(Distillation):
         return self._store.signal([one.text for one in batch["sequences"]], self._device)
 
 
-class LiveTeacher(Distillation):
+class TeacherModel:
     """The teacher's model reads what the student learns; of the data's sequences its states are kept.
 
     They are kept if all that `prepare` is given fit into `teacher_cache_mb`, on its device. The teacher reads
@@ -163,10 +173,10 @@ class LiveTeacher(Distillation):
     depend on when it is asked, to the last bit.
     """
 
-    def __init__(self, name: str, model: Any, config: DistillConfig, vocabulary: int) -> None:
-        super().__init__(config, vocabulary)
-        self._name = name
-        self._model = model.requires_grad_(requires_grad=False)
+    def __init__(self, name: str, model: Any, config: TeacherConfig, vocabulary: int) -> None:
+        self.name = name
+        self.model = model.requires_grad_(requires_grad=False)
+        self.vocabulary = vocabulary
         self._head = head_of(model).cut(vocabulary)
         self._room = config.teacher_cache_mb * 2**20
         self._company: dict[int, list[TokenSequence]] = {}
@@ -201,4 +211,12 @@ class LiveTeacher(Distillation):
         return torch.cat([self._kept[one.key] for one in sequences if one.key is not None])
 
     def _look(self, sequences: Sequence[TokenSequence]) -> Sequence[Tensor]:
-        return teacher_states(self._name, self._model, sequences)
+        return teacher_states(self.name, self.model, sequences)
+
+
+class LiveTeacher(TeacherModel, Distillation):
+    """The divergence from what the teacher's model says."""
+
+    def __init__(self, name: str, model: Any, config: DistillConfig, vocabulary: int) -> None:
+        TeacherModel.__init__(self, name, model, config, vocabulary)
+        Distillation.__init__(self, config, vocabulary)
