@@ -21,8 +21,8 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -63,6 +63,17 @@ def request_digest(identity: str, messages: Sequence[Message], sampling: Samplin
 def call_key(digest: bytes, draw: Draw) -> bytes:
     """The 32-byte key of one call: its request's digest and its draw."""
     return hashlib.sha256(digest + _encode(draw).encode()).digest()
+
+
+@contextmanager
+def finished_logs(paths: Iterable[Path]) -> Iterator[Callable[[bytes], bytes | None]]:
+    """`get(key)`: the raw reply in the first of these logs that has it, or None; none of them is written to.
+
+    Raises RunDirError for a file that is no call log of this format.
+    """
+    with ExitStack() as stack:
+        logs = [stack.enter_context(closing(_open(path, create=False))) for path in paths]
+        yield lambda key: next((raw for log in logs if (raw := _get(log, key)) is not None), None)
 
 
 @dataclass(slots=True)

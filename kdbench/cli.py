@@ -254,8 +254,15 @@ def doctor(
 @app.command()
 def signals(
     data: Annotated[list[Path], typer.Option("--data", help="A finished generate run; may be repeated.")],
-    teacher: Annotated[str, typer.Option("--teacher", help="The teacher's weights: smollm2, hf:PATH.")],
     out: Out,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher",
+            help="Weights that read the data: smollm2, hf:PATH. If not given, what the data's own teacher "
+            "handed over while it wrote (--teacher-set top_logprobs=20).",
+        ),
+    ] = None,
     sets: Sets = None,
     config: ConfigFile = None,
     resume: Resume = False,

@@ -7,7 +7,8 @@
 Every backend speaks the same raw format, OpenAI's chat-completion JSON, because the raw bytes are
 what the call log keeps: `read_reply` can be mended later and replayed over calls already paid for.
 A local backend adds `token_ids` to the choice (as vLLM does): re-tokenising a reply does not always
-give back the ids that were sampled.
+give back the ids that were sampled. A teacher that is told to (`top_logprobs` in its settings) also hands
+over what it said while it wrote, in vLLM's form, which `read_handed_over` reads.
 """
 
 from __future__ import annotations
@@ -77,6 +78,26 @@ class Reply:
         return Message(role="assistant", content=self.text, reasoning=self.reasoning)
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One sampled token, its log-probability, and those of the likeliest tokens there, as (token, nats).
+
+    Raw: of the unscaled logits, at temperature 1 and over the whole vocabulary, however it was sampled.
+    """
+
+    token: int
+    log_prob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """What a teacher said while it wrote: the prompt as it read it, every token with its end token."""
+
+    prompt: tuple[int, ...]
+    drawn: tuple[Drawn, ...]
+
+
 class Teacher(Protocol):
     """A backend. `identity` names model and endpoint, or hashes local weights; it keys the log."""
 
@@ -144,6 +165,7 @@ def chat_completion(
     finish_reason: str,
     usage: Usage,
     token_ids: tuple[int, ...] | None = None,
+    handed_over: HandedOver | None = None,
 ) -> bytes:
     """The raw form of a reply made by a backend in this process."""
     choice: dict[str, Any] = {
@@ -153,7 +175,9 @@ def chat_completion(
     }
     if token_ids is not None:
         choice["token_ids"] = list(token_ids)
-    body = {
+    if handed_over is not None:
+        choice["logprobs"] = {"content": [_as_content(drawn) for drawn in handed_over.drawn]}
+    body: dict[str, Any] = {
         "object": "chat.completion",
         "model": model,
         "choices": [choice],
@@ -163,4 +187,48 @@ def chat_completion(
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         },
     }
+    if handed_over is not None:
+        body["prompt_token_ids"] = list(handed_over.prompt)
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+_BY_ID = "token_id:"  # how vLLM writes a token where it is told to name it by its id
+
+
+def read_handed_over(raw: bytes) -> HandedOver | None:
+    """What a raw chat completion hands over beside its text; None where it is not all there.
+
+    The form is vLLM's under `logprobs`, `return_tokens_as_token_ids` and `return_token_ids`: "token_id:N" in
+    the choice's logprobs, and `prompt_token_ids`.
+    """
+    try:
+        body = json.loads(raw)
+        drawn = tuple(_read_content(entry) for entry in body["choices"][0]["logprobs"]["content"])
+        prompt = tuple(int(token) for token in body["prompt_token_ids"])
+    except (ValueError, LookupError, TypeError):
+        return None
+    return HandedOver(prompt, drawn)
+
+
+def _read_content(entry: dict[str, Any]) -> Drawn:
+    top = tuple((_token_id(one["token"]), float(one["logprob"])) for one in entry["top_logprobs"])
+    return Drawn(_token_id(entry["token"]), float(entry["logprob"]), top)
+
+
+def _token_id(written: str) -> int:
+    before, mark, number = written.partition(_BY_ID)
+    if before or not mark:
+        raise ValueError(written)
+    return int(number)
+
+
+def _as_content(drawn: Drawn) -> dict[str, Any]:
+    return {
+        **_as_log_prob(drawn.token, drawn.log_prob),
+        "top_logprobs": [_as_log_prob(token, log_prob) for token, log_prob in drawn.top],
+    }
+
+
+def _as_log_prob(token: int, log_prob: float) -> dict[str, Any]:
+    # Nine digits hold a float32 to the last bit; JSON has no infinity, and vLLM writes -9999 for it.
+    return {"token": f"{_BY_ID}{token}", "logprob": float(f"{max(log_prob, -9999.0):.9g}")}

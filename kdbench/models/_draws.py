@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kdbench.teacher import Sampling
+from kdbench.losses.divergences import log_probabilities
+from kdbench.teacher import Drawn, Sampling
 
 _BLOCK = 256
 _NUCLEUS_GUESS = 256
@@ -36,6 +37,15 @@ def pick(logits: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float
             found[rows] = draw(probabilities, u, top_p)
     ids: list[int] = found.tolist()
     return ids
+
+
+def likeliest(logits: Tensor, tokens: Sequence[int], k: int) -> list[Drawn]:
+    """What is said at each row of logits (rows, vocabulary) about its token, and about the k likeliest."""
+    log_probs = log_probabilities(logits)
+    own = log_probs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    values, ids = log_probs.topk(k)
+    rows = zip(tokens, own, ids.tolist(), values.tolist(), strict=True)
+    return [Drawn(token, at, tuple(zip(top, said, strict=True))) for token, at, top, said in rows]
 
 
 def _some(logits: Tensor, rows: list[int]) -> Tensor:

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from kdbench.errors import UsageError
-from kdbench.models._draws import pick
+from kdbench.models._draws import likeliest, pick
 from kdbench.models.chat import end_ids
 from kdbench.models.decoding import Decoding, close_gaps
-from kdbench.teacher import Sampling
+from kdbench.teacher import Drawn, Sampling
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,13 +38,15 @@ class Sampled:
     """One reply. `ids` are the sampled tokens without the end token or stop string; "stop" says one came.
 
     `text` is `ids` decoded; where a stop string begins inside a token it also holds that token's
-    part before it. `end` is the end token, None where none was sampled.
+    part before it. `end` is the end token, None where none was sampled. `drawn` is every token that was
+    sampled, in order, with what the model said there, where the sampler was asked for that.
     """
 
     ids: tuple[int, ...]
     text: str
     finish_reason: Literal["stop", "length"]
     end: int | None = None
+    drawn: tuple[Drawn, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -54,17 +56,28 @@ class _Row:
     last: int  # the token to be fed next
     rng: random.Random
     ids: list[int] = field(default_factory=list)
+    drawn: list[Drawn] = field(default_factory=list)
 
 
 class BatchSampler:
     """Samples from one model. Not thread-safe: one loop at a time."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch: int = 64) -> None:
-        """`batch` is the number of rows decoded at once. Raises UsageError for a model of an unknown kind."""
+    def __init__(self, model: Any, tokenizer: Any, *, batch: int = 64, top_logprobs: int = 0) -> None:
+        """`batch` is the number of rows decoded at once; `top_logprobs` how many of the likeliest tokens each
+        token of a reply is given with, 0 for a reply without `drawn`.
+
+        Raises UsageError for a model of an unknown kind, or of fewer tokens than that.
+        """
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        if top_logprobs > vocabulary:
+            raise UsageError(
+                f"top_logprobs = {top_logprobs}, and the model has {vocabulary:,} tokens; lower top_logprobs"
+            )
         self.model = model
         self._decoding = Decoding(model)
         self.tokenizer = tokenizer
         self.batch = batch
+        self._top = top_logprobs
         self._refill = max(1, batch // 8)
         self.ends = frozenset(end_ids(tokenizer, model.generation_config, model.config))
         self.context: int = getattr(model.config, "max_position_embeddings", None) or 2**31
@@ -133,9 +146,16 @@ class BatchSampler:
         for row, token in zip(rows, drawn, strict=True):
             row.last = token
             row.ids.append(token)
+        if self._top:
+            for row, said in zip(rows, likeliest(logits, drawn, self._top), strict=True):
+                row.drawn.append(said)
 
     def _reply(self, row: _Row) -> Sampled | None:
         """The reply of a row that has ended, else None."""
+        reply = self._ended(row)
+        return replace(reply, drawn=tuple(row.drawn)) if reply is not None and self._top else reply
+
+    def _ended(self, row: _Row) -> Sampled | None:
         if row.last in self.ends:
             return replace(self._sampled(row.ids[:-1], "stop"), end=row.last)
         if row.job.sampling.stop and (found := self._stopped(row)):

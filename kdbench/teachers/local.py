@@ -6,7 +6,8 @@
 
 Requests that wait at the same time are sampled together in one thread. A reply is handed out as soon as it
 ends, and the next request takes its place in the batch. The weights are loaded at the first question: a
-run that is answered from its call log needs none.
+run that is answered from its call log needs none. With `top_logprobs` each reply says what `kdbench signals`
+would otherwise read the data for.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pydantic import Field
 from kdbench.config import StrictConfig
 from kdbench.errors import CallRefused, KdbenchError, TeacherUnavailable, TeacherUnusable
 from kdbench.models.weights import local_weights, require_train, weights_sha256
-from kdbench.teacher import Capability, Request, Teacher, Usage, chat_completion
+from kdbench.teacher import Capability, HandedOver, Request, Teacher, Usage, chat_completion
 
 if TYPE_CHECKING:
     from kdbench.models.sampling import BatchSampler, Job, Sampled
@@ -42,6 +43,11 @@ class Config(StrictConfig):
     )
     batch: int = Field(64, ge=1, le=4096, description="replies sampled at once")
     gather_ms: float = Field(20, ge=0, le=10_000, description="how long an idle model waits for company")
+    top_logprobs: int | None = Field(
+        None,
+        ge=1,
+        description="hand over the log-probabilities of so many likeliest tokens for each token it writes",
+    )
 
 
 def connect(spec: str, config: Config) -> Teacher:
@@ -82,6 +88,9 @@ class LocalTeacher:
 
     def __init__(self, spec: str, folder: Path, config: Config) -> None:
         self.identity = weights_sha256(folder)
+        if config.top_logprobs is not None:
+            # A reply that was cached without them does not answer this teacher's calls.
+            self.identity += f" with top_logprobs {config.top_logprobs}"
         self.preferred_concurrency = 2 * config.batch
         self._spec = spec
         self._folder = folder
@@ -140,7 +149,9 @@ class LocalTeacher:
 
         ref = str(self._folder)
         model = load_model(ref, device=self._config.device, dtype=self._config.dtype)
-        return BatchSampler(model, load_tokenizer(ref), batch=self._config.batch)
+        return BatchSampler(
+            model, load_tokenizer(ref), batch=self._config.batch, top_logprobs=self._config.top_logprobs or 0
+        )
 
     def _gathered(self) -> bool:
         """Wait for requests, and a moment longer for more of them; False when closed."""
@@ -194,6 +205,7 @@ class LocalTeacher:
                 finish_reason=reply.finish_reason,
                 usage=usage,
                 token_ids=reply.ids,
+                handed_over=HandedOver(ask.prompt, reply.drawn) if self._config.top_logprobs else None,
             )
         )
 

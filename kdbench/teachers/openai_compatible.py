@@ -41,9 +41,26 @@ class Config(StrictConfig):
     max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="newer OpenAI models want max_completion_tokens"
     )
+    top_logprobs: int | None = Field(
+        None,
+        ge=2,  # vLLM lets the sampled token take the last one's place
+        description="have a vLLM server hand over so many log-probabilities for each token it writes",
+    )
     extra_body: dict[str, JsonValue] = Field(
         default_factory=dict, description="further keys of the request, such as chat_template_kwargs"
     )
+
+    def further_keys(self) -> dict[str, JsonValue]:
+        """The keys of a request that the settings add."""
+        if self.top_logprobs is None:
+            return self.extra_body
+        return {
+            "logprobs": True,
+            "top_logprobs": self.top_logprobs,
+            "return_tokens_as_token_ids": True,
+            "return_token_ids": True,
+            **self.extra_body,
+        }
 
 
 def connect(spec: str, config: Config) -> Teacher:
@@ -67,9 +84,10 @@ class OpenAITeacher:
 
     def __init__(self, model: str, url: str, key: str | None, config: Config) -> None:
         self.identity = f"{model} at {config.label or without_credentials(url)}"
-        if config.extra_body:
+        self._further = config.further_keys()
+        if self._further:
             # They change the answer, so they are part of who answers.
-            self.identity += f" with {json.dumps(config.extra_body, sort_keys=True)}"
+            self.identity += f" with {json.dumps(self._further, sort_keys=True)}"
         self.preferred_concurrency = config.concurrency
         self._model = model
         self._url = url
@@ -107,7 +125,7 @@ class OpenAITeacher:
             body["top_p"] = sampling.top_p
         if sampling.stop:
             body["stop"] = list(sampling.stop)
-        return {**body, **self._config.extra_body}
+        return {**body, **self._further}
 
     async def _post(self, body: dict[str, Any]) -> bytes | KdbenchError:
         """The raw answer, or the error to raise once the foreign one is out of sight."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kdbench.errors import UsageError
@@ -121,6 +123,28 @@ def test_the_seed_and_nothing_else_changes_a_reply(llama, tokenizer):
     hot = Sampling(temperature=1, max_tokens=20)
     first, again, other = sample(llama, tokenizer, [Job(prompt(9), hot, seed) for seed in (1, 1, 2)])
     assert first == again != other
+
+
+def test_what_is_said_of_each_token_goes_with_it(llama, tokenizer):
+    """Rows leave and others take their place, and the end token is spoken of too."""
+    import torch
+
+    from kdbench.models.sampling import BatchSampler
+
+    work = jobs(Sampling(temperature=2, max_tokens=60), count=40)
+    plain = sample(llama, tokenizer, work, batch=16)
+    told = BatchSampler(llama, tokenizer, batch=16, top_logprobs=3).run(work)
+    assert {reply.finish_reason for reply in told} == {"stop", "length"}
+    for job, without, reply in zip(work, plain, told, strict=True):
+        assert without == replace(reply, drawn=())
+        tokens = [drawn.token for drawn in reply.drawn]
+        assert tokens == [*reply.ids, *([] if reply.end is None else [reply.end])]
+        with torch.no_grad():
+            logits = llama(torch.tensor([[*job.ids, *tokens]])).logits[0, len(job.ids) - 1 : -1]
+        values, ids = logits.log_softmax(-1).topk(3)
+        assert [[token for token, _ in drawn.top] for drawn in reply.drawn] == ids.tolist()
+        said = torch.tensor([[at for _, at in drawn.top] for drawn in reply.drawn])
+        torch.testing.assert_close(said, values, rtol=1e-4, atol=1e-4)
 
 
 def test_a_reply_ends_at_the_end_token_which_is_not_part_of_it(llama, tokenizer):

@@ -4,6 +4,8 @@ with ChatServer(teacher) as server:
     server.faults.append(status(429, {"Retry-After": "2"}))     # the next request gets this
     ... POST server.url + "/chat/completions" ...
     server.bodies, server.most_in_flight
+
+Over a teacher with `top_logprobs`, asked for log-probabilities, it answers in vLLM's form.
 """
 
 from __future__ import annotations
@@ -26,13 +28,16 @@ Fault = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class ChatServer:
     """Serves in a thread and an event loop of its own, so that any client may call it."""
 
-    def __init__(self, teacher: Teacher, *, key: str | None = None, model: str = "tiny") -> None:
+    def __init__(
+        self, teacher: Teacher, *, key: str | None = None, model: str = "tiny", tokenizer=None
+    ) -> None:
         self.teacher = teacher
         self.faults: deque[Fault] = deque()
         self.bodies: list[dict] = []
         self.most_in_flight = 0
         self._key = key
         self._model = model
+        self._tokenizer = tokenizer  # for log-probabilities: writes tokens where no ids are asked for
         self._in_flight = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -97,7 +102,42 @@ class ChatServer:
             raw = await self.teacher.ask(Request(messages, sampling, body["seed"]))
         except CallRefused as exc:
             return _error(400, str(exc))
+        if self._tokenizer is not None:
+            raw = as_vllm(raw, body, self._tokenizer)
         return web.Response(body=raw, content_type="application/json")
+
+
+def as_vllm(raw: bytes, body: dict, tokenizer) -> bytes:
+    """The reply of a teacher with `top_logprobs` as a vLLM server (chat_completion/serving.py) writes it.
+
+    The sampled token comes first, then the likeliest, up to the number asked for; all with bytes. The
+    reply's tokens and their number include the end token.
+    """
+    reply = json.loads(raw)
+    (choice,) = reply["choices"]
+    content = choice.pop("logprobs")["content"]
+    ids = [int(entry["token"].removeprefix("token_id:")) for entry in content]
+    prompt = reply.pop("prompt_token_ids")
+    reply["usage"] |= {"completion_tokens": len(ids), "total_tokens": len(ids) + len(prompt)}
+    choice |= {"token_ids": None, "logprobs": None, "stop_reason": None}
+    if body.get("return_token_ids"):
+        choice["token_ids"], reply["prompt_token_ids"] = ids, prompt
+    if body.get("logprobs"):
+
+        def written(one: dict) -> dict:
+            token, log_prob = one["token"], one["logprob"]
+            if not body.get("return_tokens_as_token_ids"):
+                token = tokenizer.decode([int(token.removeprefix("token_id:"))])
+            return {"token": token, "logprob": log_prob, "bytes": list(token.encode())}
+
+        choice["logprobs"] = {"content": []}
+        for entry in content:
+            others = [one for one in entry["top_logprobs"] if one["token"] != entry["token"]]
+            top = [entry, *others][: body["top_logprobs"]]
+            choice["logprobs"]["content"].append(
+                {**written(entry), "top_logprobs": [written(one) for one in top]}
+            )
+    return json.dumps(reply).encode()
 
 
 def _error(code: int, message: str, headers: dict | None = None) -> web.Response:

@@ -12,8 +12,10 @@ from email.utils import format_datetime
 
 import pytest
 
+from kdbench.config import build
 from kdbench.errors import (
     CallRefused,
+    ConfigError,
     EmptyReply,
     RateLimited,
     TeacherTimeout,
@@ -116,6 +118,21 @@ def test_further_keys_of_the_request(server):
     assert (body["max_completion_tokens"], body["top_k"]) == (8, 5)
     assert "max_tokens" not in body
     assert "stop" not in body
+
+
+@medium
+def test_log_probabilities_are_asked_for_by_token_id_and_are_part_of_who_answers(server):
+    ask(request(), top_logprobs=20)
+    (body,) = server.bodies
+    wanted = {
+        "logprobs": True, "top_logprobs": 20, "return_tokens_as_token_ids": True, "return_token_ids": True,
+    }  # fmt: skip
+    assert {key: body.get(key) for key in wanted} == wanted
+    plain, more, most = (connect("openai:tiny", Config(top_logprobs=top)).identity for top in (None, 5, 20))
+    assert plain == f"tiny at {server.url}"
+    assert len({plain, more, most}) == 3
+    with pytest.raises(ConfigError, match="top_logprobs = 1"):
+        build(Config, {"top_logprobs": 1}, "teacher openai:tiny")
 
 
 @medium
