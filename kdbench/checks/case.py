@@ -37,6 +37,7 @@ class Case:
     max_length: int
     train: Sequence[TokenSequence]
     validation: Sequence[TokenSequence]
+    two_tokenizers: bool = False  # the method compares models that write the answer in different tokens
     most: int | None = None  # samples whose text is looked at, spread over all; None: every one
 
     @property
@@ -52,6 +53,16 @@ class Case:
             and self.student.tokenizer.get_vocab() == self.teacher.tokenizer.get_vocab()
         )
 
+    @property
+    def readers(self) -> dict[str, Reader]:
+        """The student, and the teacher if there is one."""
+        return {"student": self.student, **({"teacher": self.teacher} if self.teacher else {})}
+
+    @property
+    def tokenizing(self) -> dict[str, Reader]:
+        """Who has tokens of its own for the answer: the student, and a teacher of another tokenizer."""
+        return self.readers if self.two_tokenizers else {"student": self.student}
+
     def name(self, number: int | None) -> str:
         """What the user knows a sample by: its id."""
         if number is None:
@@ -63,11 +74,6 @@ class Case:
         known = sorted((one.sample, one) for one in self.sequences if one.sample is not None)
         step = -(-len(known) // self.most) if self.most else 1
         return [Learnt(self.name(i), self.samples[i], one) for i, one in known[:: max(step, 1)]]
-
-
-def is_cut_off(sample: Completion) -> bool:
-    """Whether the answer ended at its token limit."""
-    return sample.origin is not None and sample.origin.finish_reason == "length"
 
 
 def decoded(tokenizer: Any, ids: Sequence[int]) -> str:

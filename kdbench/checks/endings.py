@@ -9,10 +9,10 @@ one that never learns an end, as where padding is masked by the pad token's id, 
 
 from __future__ import annotations
 
-from kdbench.checks.case import Case, alone, is_cut_off, whole_chat
+from kdbench.checks.case import Case, alone, whole_chat
 from kdbench.checks.findings import Finding, about
 from kdbench.models.chat import end_ids, prompt_ids
-from kdbench.models.sequences import end_of_turn
+from kdbench.models.sequences import end_of_turn, is_cut_off
 from kdbench.records import Message
 
 ENDINGS = "end of turn"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import NamedTuple
 
-from kdbench.checks.case import Case, alone, is_cut_off
+from kdbench.checks.case import Case, alone
 from kdbench.checks.findings import Finding, about, counted, shortened
 from kdbench.models.chat import prompt_ids
-from kdbench.models.sequences import sequence_limit, teacher_ids
+from kdbench.models.sequences import Reader, is_cut_off, sequence_limit, teacher_ids
 
 SAMPLES, LEFT_OUT = "samples", "left out"
 _MANY = 0.1  # share of answers cut off from which it is no accident
@@ -65,20 +67,21 @@ def _cut_off(case: Case, cut_off: dict[str, str]) -> list[Finding]:
 def check_left_out(case: Case) -> list[Finding]:
     """Which samples are not trained on, and why; an error where that is all of them."""
     kept = {one.sample for one in case.sequences}
-    limit, whose, key = _limit(case)
     reasons: defaultdict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for number, sample in enumerate(case.samples):
         if number in kept:
             continue
-        length = _length(case, number)
-        if not alone(case.student.tokenizer, sample.text):
+        fits = _fits(case, number)
+        if not all(alone(reader.tokenizer, sample.text) for reader in case.tokenizing.values()):
             reason, value = ("whose completion is empty", "empty"), shortened(sample.text)
         elif sample.weight <= 0:
             reason, value = ("whose weight is not above 0", "weight"), f"weight {sample.weight:g}"
-        elif length > limit:
-            reason, value = ("as too long", key), f"{length:,} tokens; at most {limit:,}, {whose}"
+        elif long := next((one for one in fits if one.length > one.limit), None):
+            value = f"{long.length:,} tokens; at most {long.limit:,}, {long.whose}"
+            reason = ("as too long", long.key)
         else:
-            reason, value = ("of which the stored signals know nothing", "signals"), f"{length:,} tokens"
+            value = f"{fits[0].length:,} tokens"
+            reason = ("of which the stored signals know nothing", "signals")
         reasons[reason][case.name(number)] = value
     total = len(case.samples)
     return [
@@ -91,17 +94,37 @@ def check_left_out(case: Case) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _length(case: Case, number: int) -> int:
-    """Tokens of the longer prompt and the answer, with its end."""
+class _Fit(NamedTuple):
+    """How long a sample is in someone's tokens, and may be."""
+
+    length: int
+    limit: int
+    whose: str  # what sets the limit, in words
+    key: str  # of the way out
+
+
+def _fits(case: Case, number: int) -> list[_Fit]:
+    """The longer prompt and the answer, with its end; for each reader by itself if its tokens are its own."""
     sample = case.samples[number]
-    prompts = prompt_ids(case.student.tokenizer, sample.prompt), teacher_ids(sample, case.teacher)
-    return max(map(len, prompts)) + len(alone(case.student.tokenizer, sample.text)) + (not is_cut_off(sample))
+    prompts = {
+        "student": len(prompt_ids(case.student.tokenizer, sample.prompt)),
+        "teacher": len(teacher_ids(sample, case.teacher)),
+    }
+    if not case.two_tokenizers:
+        prompts["student"] = max(prompts.values())
+    return [
+        _Fit(
+            prompts[who] + len(alone(reader.tokenizer, sample.text)) + (not is_cut_off(sample)),
+            *_limit(case.max_length, {who: reader} if case.two_tokenizers else case.readers),
+        )
+        for who, reader in case.tokenizing.items()
+    ]
 
 
-def _limit(case: Case) -> tuple[int, str, str]:
+def _limit(max_length: int, readers: Mapping[str, Reader]) -> tuple[int, str, str]:
     """The most tokens, what sets that in words, and the way out."""
-    limit, _ = sequence_limit(case.max_length, case.student, case.teacher)
-    if limit == case.max_length:
-        return limit, "max_length", "max_length"
-    students, _ = sequence_limit(case.max_length, case.student)
-    return limit, f"the {'student' if students == limit else 'teacher'}'s window", "window"
+    limits = {who: sequence_limit(max_length, reader)[0] for who, reader in readers.items()}
+    who = min(limits, key=limits.__getitem__)
+    if limits[who] == max_length:
+        return max_length, "max_length", "max_length"
+    return limits[who], f"the {who}'s window", "window"

@@ -6,7 +6,7 @@ student   <|im_start|>user\\nHi                           "system\\nYou are ... 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from kdbench.checks.case import Case, alone, decoded, whole_chat
@@ -24,19 +24,13 @@ def check_templates(case: Case) -> list[Finding]:
     return [*_doubled_bos(case), *_other_prompts(case), *_changed_answers(case)]
 
 
-def _readers(case: Case) -> Iterator[tuple[str, Reader]]:
-    yield "student", case.student
-    if case.teacher is not None:
-        yield "teacher", case.teacher
-
-
 def _prompt(who: str, sequence: TokenSequence) -> tuple[int, ...]:
     return sequence.prompt if who == "student" else sequence.teacher_prompt
 
 
 def _doubled_bos(case: Case) -> list[Finding]:
     found: list[Finding] = []
-    for who, reader in _readers(case):
+    for who, reader in case.readers.items():
         bos = reader.tokenizer.bos_token_id
         doubled = {
             name: f"{reader.tokenizer.bos_token!r} ({bos})"
@@ -101,8 +95,8 @@ def _apart(one: Sequence[int], other: Sequence[int]) -> tuple[Sequence[int], Seq
 def _changed_answers(case: Case) -> list[Finding]:
     """The answer inside the whole chat has the tokens that it has alone, as it is learnt and written."""
     found: list[Finding] = []
-    for who, reader in _readers(case):
-        if who == "teacher" and not case.same_vocabulary:
+    for who, reader in case.readers.items():
+        if who == "teacher" and not (case.same_vocabulary or case.two_tokenizers):
             continue
         changed: dict[str, str] = {}
         for name, sample, sequence in case.learnt():

@@ -3,24 +3,27 @@
 student 49,152 tokens, head 49,280; teacher 49,152 tokens, head 49,152; compared over the first 49,152
 
 Heads may be padded to different sizes (Qwen2.5: 151,936 and 152,064 rows over one tokenizer): then both are
-cut to the tokenizer's size, never filled up.
+cut to the tokenizer's size, never filled up. A method that compares models of different tokenizers
+(`two_tokenizers`) needs no token in common, and where all of them are, there is a better one.
 """
 
 from __future__ import annotations
 
 from kdbench.checks.case import Case
 from kdbench.checks.findings import Finding, about
-from kdbench.models.sequences import Reader
+from kdbench.models.sequences import Reader, TokenSequence
 
 VOCABULARIES = "vocabularies"
 
 
 def check_vocabularies(case: Case) -> list[Finding]:
     """The same token by every id where distributions are compared, and a row of the head for every token."""
-    known = [_too_small(case)]
-    if case.teacher is not None:
-        known.append(_other_tokens(case) or _compared(case, case.teacher))
-    return [finding for findings in known for finding in findings]
+    found = [finding for who in case.tokenizing for finding in _too_small(case, who)]
+    if case.teacher is None:
+        return found
+    if case.two_tokenizers:
+        return [*found, *(_same_tokens(case) or _aligned(case))]
+    return [*found, *(_other_tokens(case) or _compared(case, case.teacher))]
 
 
 def head_rows(reader: Reader) -> int | None:
@@ -32,20 +35,46 @@ def head_rows(reader: Reader) -> int | None:
     return None
 
 
-def _too_small(case: Case) -> list[Finding]:
-    """Ids beyond the student's embeddings end a training in an error deep down."""
-    rows = head_rows(case.student)
+def _too_small(case: Case, who: str) -> list[Finding]:
+    """Ids beyond a model's embeddings end a training in an error deep down."""
+    rows = head_rows(case.tokenizing[who])
     if rows is None:
         return []
     beyond = {
         case.name(one.sample): f"id {highest}, head of {rows:,} rows"
         for one in case.sequences
-        if (highest := max(one.prompt + one.completion)) >= rows
+        if (highest := max(_read_by(who, one))) >= rows
     }
     return about(
-        VOCABULARIES, "error", "with tokens that the student has no embedding for", beyond,
-        way_out="resize the student's embeddings to its tokenizer, or give it the tokenizer it was made with",
+        VOCABULARIES, "error", f"with tokens that the {who} has no embedding for", beyond,
+        way_out=f"resize the {who}'s embeddings to its tokenizer, or give it the tokenizer it was made with",
     )  # fmt: skip
+
+
+def _read_by(who: str, one: TokenSequence) -> tuple[int, ...]:
+    return one.prompt + one.completion if who == "student" else one.teacher_prompt + one.teacher_completion
+
+
+def _same_tokens(case: Case) -> list[Finding]:
+    if not case.same_vocabulary:
+        return []
+    return [
+        Finding(
+            VOCABULARIES, "error", "Student and teacher have the same tokenizer, and the method does not "
+            "look at which token has which probability", way_out="use white_box, which does",
+        )
+    ]  # fmt: skip
+
+
+def _aligned(case: Case) -> list[Finding]:
+    sizes = [
+        f"{who} {len(reader.tokenizer):,} tokens, head {head_rows(reader) or len(reader.tokenizer):,}"
+        for who, reader in case.readers.items()
+    ]
+    tokens = sum(len(one.completion) for one in case.sequences)
+    compared = sum(one.compared for one in case.sequences)
+    text = f"{'; '.join(sizes)}; compared at {compared:,} of {tokens:,} learnt tokens"
+    return [Finding(VOCABULARIES, "ok", text)]
 
 
 def _other_tokens(case: Case) -> list[Finding]:

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from kdbench.calls import finished_logs
-from kdbench.checks.case import is_cut_off, reader_of
+from kdbench.checks.case import reader_of
 from kdbench.errors import DataError, NothingLeft, UsageError
 from kdbench.models.chat import end_ids
-from kdbench.models.sequences import end_of_turn, last_id, teacher_ids, text_key
+from kdbench.models.sequences import end_of_turn, is_cut_off, last_id, teacher_ids, text_key
 from kdbench.progress import Meter
 from kdbench.records import Completion
 from kdbench.signal_store import Entry, StoreInfo, StoreWriter, tokenizer_sha256

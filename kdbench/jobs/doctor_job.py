@@ -96,16 +96,21 @@ def _found(
 
 def _case(samples: Sequence[Completion], student: Reader, teacher: Reader | None, trainer: Trainer) -> Case:
     from kdbench.checks.case import Case
+    from kdbench.models.alignment import encode_aligned
     from kdbench.models.sequences import encode, split
 
     config: Any = trainer.config  # a trainer of one's own may lack any of these
     length = getattr(config, "max_length", 1024)
+    two = trainer.two_tokenizers
     try:
-        sequences = encode(samples, student, teacher, length, stored=_stored(trainer))
+        if two and teacher is not None:
+            sequences = encode_aligned(samples, student, teacher, length)
+        else:
+            sequences = encode(samples, student, teacher, length, stored=_stored(trainer))
     except NothingLeft:  # the checks say why
         sequences = []
     parts = split(sequences, getattr(config, "validation_share", 0.0), getattr(config, "seed", 0))
-    return Case(samples, student, teacher, length, *parts)
+    return Case(samples, student, teacher, length, *parts, two_tokenizers=two)
 
 
 def _stored(trainer: Trainer) -> Callable[[str], Sequence[int] | None] | None:

@@ -49,6 +49,7 @@ class Trainer:
     source_sha256: str | None
     needs_teacher: bool
     needs_samples: bool
+    two_tokenizers: bool  # compares models that have different ones
     signals: Path | None  # what is learnt from in place of a teacher
 
 
@@ -157,6 +158,7 @@ def load_trainer(method: str | Path, config: Mapping[str, Any]) -> Trainer:
         source_sha256=folder_sha256(folder, ["*.py"]) if folder else source_sha256(module),
         needs_teacher=plugins.needs_teacher(module, built),
         needs_samples=bool(getattr(module, "NEEDS_SAMPLES", True)),
+        two_tokenizers=bool(getattr(module, "TWO_TOKENIZERS", False)),
         signals=getattr(built, "signals", None),
     )
 

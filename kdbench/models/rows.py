@@ -62,14 +62,17 @@ def hidden_rows(model: Any, inputs: Mapping[str, Any]) -> Tensor:
 def teacher_states(name: str, model: Any, sequences: Sequence[TokenSequence]) -> tuple[Tensor, ...]:
     """What the teacher `name` makes of each sequence's completion behind its own prompt: [n, H] each.
 
-    Raises RunFailed where that is no number.
+    With tokens of its own it is heard at the aligned rows only. Raises RunFailed where that is no number.
     """
-    counts = [len(one.completion) for one in sequences]
-    inputs = padded([one.teacher_prompt + one.completion for one in sequences], counts)
+    counts = [len(one.teacher_completion) for one in sequences]
+    inputs = padded([one.teacher_prompt + one.teacher_completion for one in sequences], counts)
     states = hidden_rows(model, {key: value.to(model.device) for key, value in inputs.items()})
     if not bool(states.isfinite().all()):
         raise no_numbers(name, sequences)
-    return torch.split(states, counts)
+    return tuple(
+        part if one.alignment is None else part[list(one.alignment.teacher_rows)]
+        for one, part in zip(sequences, torch.split(states, counts), strict=True)
+    )
 
 
 def no_numbers(name: str, sequences: Sequence[TokenSequence]) -> RunFailed:

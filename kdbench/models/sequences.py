@@ -8,7 +8,7 @@
 The end marker is learnt, and nothing after it: the newline that a template may put there is never
 part of a sequence. It is not learnt from an answer that was cut off at its token limit. What the
 teacher reads may have another prompt (`teacher_prompt`) in the teacher's own template; the completion's
-ids are the same, so the two line up token by token.
+ids are the same, so the two line up token by token. (A teacher with another tokenizer: `alignment`.)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from kdbench.config import canonical_hash
@@ -29,8 +29,21 @@ log = logging.getLogger("kdbench")
 
 
 @dataclass(frozen=True, slots=True)
+class Alignment:
+    """A completion in the tokens of a teacher with another tokenizer, and where it meets the student.
+
+    Before token `student_rows[i]` of its completion the student has read the same text as the teacher before
+    token `teacher_rows[i]` of this one.
+    """
+
+    completion: tuple[int, ...]
+    student_rows: tuple[int, ...]
+    teacher_rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """One sample as tokens: prompt ids for both readers, and the completion ids they share."""
+    """One sample as tokens: prompt ids for both readers; completion ids that they share, or an alignment."""
 
     key: int | None  # position among the data's sequences, which names it in caches; None: not of the data
     group: str
@@ -41,11 +54,22 @@ class TokenSequence:
     text: str = ""  # the name of what the teacher reads: `text_key`
     task: str = ""  # one of several that a method weighs against each other
     sample: int | None = None  # position among the samples, those left out included
+    alignment: Alignment | None = None  # with a teacher that has tokens of its own; None: the same ids
 
     @property
     def length(self) -> int:
         """Tokens the student reads."""
         return len(self.prompt) + len(self.completion)
+
+    @property
+    def teacher_completion(self) -> tuple[int, ...]:
+        """The completion as the teacher reads it."""
+        return self.completion if self.alignment is None else self.alignment.completion
+
+    @property
+    def compared(self) -> int:
+        """Rows at which student and teacher can be compared."""
+        return len(self.completion if self.alignment is None else self.alignment.teacher_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +83,7 @@ class Reader:
 def text_key(sample: Completion) -> str:
     """The name of what a teacher reads of a sample: its prompt there, the completion, and how that ends."""
     turns = [(turn.role, turn.content) for turn in sample.teacher_prompt or sample.prompt]
-    return canonical_hash([turns, sample.text, _is_cut_off(sample)])
+    return canonical_hash([turns, sample.text, is_cut_off(sample)])
 
 
 def encode(
@@ -78,29 +102,36 @@ def encode(
     """
     end = end_of_turn(student)
     limit, whose = sequence_limit(max_length, student, teacher)
+
+    def made(number: int, sample: Completion) -> TokenSequence | str:
+        if stored is None:
+            completion: Sequence[int] | None = completion_ids(sample, student.tokenizer, end)
+        else:
+            completion = stored(text_key(sample))
+        if completion is None:
+            return "the stored signals hold nothing about them: other text, or too long for the store"
+        sequence = sequence_of(number, sample, student, teacher, completion)
+        prompt = max(len(sequence.prompt), len(sequence.teacher_prompt))
+        return nothing_to_learn(sequence) or too_long(prompt + len(completion), limit, whose) or sequence
+
+    return collected(samples, made)
+
+
+def collected(
+    samples: Iterable[Completion], made: Callable[[int, Completion], TokenSequence | str]
+) -> list[TokenSequence]:
+    """What `made` makes of the samples and their numbers, with keys.
+
+    Where that is a reason, the sample is left out and counted. Raises NothingLeft where all are.
+    """
     dropped: Counter[str] = Counter()
     kept: list[TokenSequence] = []
     for number, sample in enumerate(samples):
-        key, text = len(kept), text_key(sample)
-        completion = stored(text) if stored is not None else completion_ids(sample, student.tokenizer, end)
-        if completion is None:
-            dropped["the stored signals hold nothing about them: other text, or too long for the store"] += 1
-            continue
-        sequence = TokenSequence(
-            key=key,
-            group=sample.group or sample.id or f"sample {number}",
-            prompt=tuple(prompt_ids(student.tokenizer, sample.prompt)),
-            completion=tuple(completion),
-            teacher_prompt=tuple(teacher_ids(sample, teacher)),
-            weight=sample.weight,
-            text=text,
-            sample=number,
-        )
-        reason = _why_not(sequence, limit, whose)
-        if reason:
-            dropped[reason] += 1
+        found = made(number, sample)
+        if isinstance(found, str):
+            dropped[found] += 1
         else:
-            kept.append(sequence)
+            kept.append(replace(found, key=len(kept)))
     for reason, count in dropped.items():
         log.warning("%d of %d samples left out: %s", count, len(kept) + dropped.total(), reason)
     if not kept:
@@ -111,10 +142,36 @@ def encode(
     return kept
 
 
+def sequence_of(
+    number: int,
+    sample: Completion,
+    student: Reader,
+    teacher: Reader | None,
+    completion: Sequence[int],
+    alignment: Alignment | None = None,
+) -> TokenSequence:
+    """A sample with its completion's tokens, behind the prompts that student and teacher read."""
+    return TokenSequence(
+        key=None,
+        group=sample.group or sample.id or f"sample {number}",
+        prompt=tuple(prompt_ids(student.tokenizer, sample.prompt)),
+        completion=tuple(completion),
+        teacher_prompt=tuple(teacher_ids(sample, teacher)),
+        weight=sample.weight,
+        text=text_key(sample),
+        sample=number,
+        alignment=alignment,
+    )
+
+
 def completion_ids(sample: Completion, tokenizer: Any, end: int) -> list[int]:
     """The completion's tokens, with the end of turn unless it was cut off; none of an empty one."""
-    ids: list[int] = tokenizer(sample.text, add_special_tokens=False)["input_ids"]
-    return [*ids, end] if ids and not _is_cut_off(sample) else ids
+    return ended(tokenizer(sample.text, add_special_tokens=False)["input_ids"], sample, end)
+
+
+def ended(ids: list[int], sample: Completion, end: int) -> list[int]:
+    """The tokens of a completion's text with the end of turn, unless it was cut off or is empty."""
+    return [*ids, end] if ids and not is_cut_off(sample) else ids
 
 
 def teacher_ids(sample: Completion, teacher: Reader | None) -> list[int]:
@@ -124,7 +181,8 @@ def teacher_ids(sample: Completion, teacher: Reader | None) -> list[int]:
     return prompt_ids(teacher.tokenizer, sample.teacher_prompt or sample.prompt)
 
 
-def _is_cut_off(sample: Completion) -> bool:
+def is_cut_off(sample: Completion) -> bool:
+    """Whether the answer ended at its token limit."""
     return sample.origin is not None and sample.origin.finish_reason == "length"
 
 
@@ -138,15 +196,16 @@ def sequence_limit(max_length: int, *readers: Reader | None) -> tuple[int, str]:
     return max_length, "max_length; raise it to keep them"
 
 
-def _why_not(sequence: TokenSequence, limit: int, whose: str) -> str | None:
-    if not sequence.completion:
+def nothing_to_learn(sequence: TokenSequence) -> str | None:
+    """Why a sequence teaches nothing, if it does not."""
+    if not sequence.completion or not sequence.teacher_completion:
         return "their completion is empty"
-    if sequence.weight <= 0:
-        return "their weight is not above 0"
-    longest = max(len(sequence.prompt), len(sequence.teacher_prompt)) + len(sequence.completion)
-    if longest > limit:
-        return f"longer than {limit} tokens ({whose})"
-    return None
+    return None if sequence.weight > 0 else "their weight is not above 0"
+
+
+def too_long(length: int, limit: int, whose: str) -> str | None:
+    """Why a sequence of `length` tokens does not fit, if it does not; `limit` as `sequence_limit` has it."""
+    return f"longer than {limit} tokens ({whose})" if length > limit else None
 
 
 def last_id(tokenizer: Any) -> int:
@@ -154,7 +213,7 @@ def last_id(tokenizer: Any) -> int:
     return max(tokenizer.get_vocab().values())
 
 
-def end_of_turn(reader: Reader) -> int:
+def end_of_turn(reader: Reader, whose: str = "student") -> int:
     """The token that ends the assistant's turn: the first one of the model's stops that its template writes.
 
     Falls back to the tokenizer's EOS. Raises UsageError where there is neither.
@@ -165,7 +224,7 @@ def end_of_turn(reader: Reader) -> int:
             return token
     if reader.tokenizer.eos_token_id is None:
         raise UsageError(
-            "The student's tokenizer names no end-of-sequence token, so the student could never learn to "
+            f"The {whose}'s tokenizer names no end-of-sequence token, so the student could never learn to "
             "stop; set eos_token in its tokenizer_config.json"
         )
     return int(reader.tokenizer.eos_token_id)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 from kdbench.checks.case import Case
 from kdbench.errors import NothingLeft
+from kdbench.models.alignment import encode_aligned
 from kdbench.models.sequences import Reader, encode, split
 from tests.trainers.tiny import tokenizer
 
@@ -27,8 +28,9 @@ def reader(template=None, *, eos=SOUND, head=None, window=128, words=None, **mor
 def case(samples, student=None, teacher=None, *, max_length=1024, share=0.25, **more) -> Case:
     """Encoded and split as in a training."""
     student = student or reader()
+    make = encode_aligned if more.get("two_tokenizers") else encode
     try:
-        sequences = encode(samples, student, teacher, max_length)
+        sequences = make(samples, student, teacher, max_length)
     except NothingLeft:
         sequences = []
     return Case(samples, student, teacher, max_length, *split(sequences, share, 0), **more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -19,6 +20,7 @@ from kdbench.checks.vocabularies import check_vocabularies
 from kdbench.errors import ConfigError, DataError
 from kdbench.records import Message
 from tests.checks.cases import altered, case, of, only, reader
+from tests.support import byte_llama
 from tests.trainers.tiny import CHATML, WORDS, stories, story
 
 pytestmark = pytest.mark.medium
@@ -113,6 +115,21 @@ def test_nothing_left_is_an_error():
     found = only(check_left_out(case(stories(3), max_length=4)))
     assert found.level == "error"
     assert str(found).startswith("3 of 3 samples (100%) left out as too long: s0 (")
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (40, "52 tokens; at most 40, the student's window"),
+        (8, "56 tokens; at most 50, the teacher's window"),
+    ],
+)
+def test_a_teacher_with_tokens_of_its_own_counts_them_itself(words, value):
+    spelling = replace(reader(window=50), tokenizer=byte_llama.tokenizer("{{ messages[0]['content'] }}"))
+    samples = [story(3, words=1), story(7, words=words)]
+    found = only(check_left_out(case(samples, reader(window=40), spelling, share=0, two_tokenizers=True)))
+    assert (found.samples, found.value) == (("s7",), value)
+    assert "longer window" in found.way_out
 
 
 # masks
@@ -279,6 +296,24 @@ def test_other_tokenizers_are_an_error_with_the_way_out():
     assert found.level == "error"
     assert found.value == "29 and 13 tokens, 12 alike"
     assert found.way_out == "use black_box, or a student with the teacher's tokenizer"
+
+
+def test_a_method_for_two_tokenizers_wants_two():
+    other = reader(words=[*WORDS[:5], "moon"], head=16)
+    found = only(check_vocabularies(case([story(1, words=3)], reader(), other, share=0, two_tokenizers=True)))
+    assert found.level == "ok"
+    assert (
+        found.text
+        == "student 29 tokens, head 29; teacher 13 tokens, head 16; compared at 4 of 4 learnt tokens"
+    )
+    same = only(check_vocabularies(case(stories(3), reader(), reader(), two_tokenizers=True)))
+    assert same.level == "error"
+    assert same.way_out == "use white_box, which does"
+    small = reader(words=[*WORDS[:5], "moon"], head=6)
+    beyond = check_vocabularies(case(stories(3), reader(), small, two_tokenizers=True))
+    assert [one.level for one in beyond] == ["error", "ok"]
+    assert "the teacher has no embedding for" in beyond[0].text
+    assert "resize the teacher's embeddings" in beyond[0].way_out
 
 
 def test_a_head_that_is_smaller_than_the_tokens():

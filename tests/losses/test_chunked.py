@@ -6,7 +6,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kdbench.losses.chunked import Objective, cross_entropy_loss, distillation_loss  # noqa: E402
+from kdbench.losses import universal  # noqa: E402
+from kdbench.losses.chunked import (  # noqa: E402
+    Objective,
+    cross_entropy_loss,
+    distillation_loss,
+)
 from kdbench.losses.divergences import (  # noqa: E402
     Divergence,
     log_probabilities,
@@ -136,6 +141,82 @@ def test_cross_entropy_equals_torch(head):
         torch.testing.assert_close(ours.loss, weighed)
         torch.testing.assert_close(parts.gradients(ours.loss), torch.autograd.grad(
             weighed / 3, [parts.hidden, parts.weight], retain_graph=True))  # fmt: skip
+
+
+ALIGNED = [0, 3, 4, 9, 12]  # a chunk of five rows has three of them, another one
+
+
+def universal_parts(student=None, *, ce_weight=0.4, chunk_rows=5):
+    """The universal loss at some of a student's rows with a teacher of 23 tokens, and the same made whole."""
+    parts = Parts(student)
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(23, TEACHER_HIDDEN, generator=generator, dtype=torch.float64)
+    said = HiddenStates(parts.signal.hidden[: len(ALIGNED)], Head(weight, cap=6.0))
+    sums = universal.universal_loss(
+        parts.hidden, parts.head, said, parts.targets, ALIGNED, ce_weight=ce_weight, weights=parts.weights,
+        chunk_rows=chunk_rows,
+    )  # fmt: skip
+    logits = parts.dense()
+    distance = torch.zeros(ROWS, dtype=torch.float64)
+    distance[ALIGNED] = universal.per_token(
+        logits[ALIGNED].softmax(-1), parts.dense(said.head, said.hidden).softmax(-1)
+    )
+    entropy = torch.nn.functional.cross_entropy(logits, parts.targets, reduction="none")
+    mixed = (1 - ce_weight) * distance + ce_weight * entropy
+    return parts, sums, [(parts.weights * part).sum() for part in (mixed, distance, entropy)]
+
+
+@pytest.mark.parametrize("student", HEADS)
+@pytest.mark.parametrize("chunk_rows", [1, 3, 5, 64])
+def test_the_universal_loss_at_any_chunk_size(student, chunk_rows):
+    parts, sums, expected = universal_parts(student, chunk_rows=chunk_rows)
+    parts.agrees(sums, expected)
+
+
+def test_the_universal_loss_in_small_blocks(monkeypatch):
+    monkeypatch.setattr("kdbench.losses.chunked._BLOCK_NUMBERS", 2 * VOCABULARY)
+    parts, sums, expected = universal_parts()
+    parts.agrees(sums, expected)
+
+
+def test_the_gradient_of_the_universal_loss_is_that_of_finite_differences():
+    parts, *_ = universal_parts()
+    said = HiddenStates(parts.signal.hidden[: len(ALIGNED)], parts.signal.head)
+
+    def loss(hidden, weight):
+        head = Head(weight, scale=1.7, cap=4.0)
+        return universal.universal_loss(
+            hidden, head, said, parts.targets, ALIGNED, ce_weight=0.3, chunk_rows=4
+        ).loss
+
+    gradients = torch.autograd.grad(loss(parts.hidden, parts.weight), [parts.hidden, parts.weight])
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(5):
+        steps = [1e-6 * torch.randn(g.shape, generator=generator, dtype=g.dtype) for g in gradients]
+        above, below = (
+            loss(parts.hidden + sign * steps[0], parts.weight + sign * steps[1]) for sign in (1, -1)
+        )
+        slope = sum((gradient * step).sum() for gradient, step in zip(gradients, steps, strict=True))
+        torch.testing.assert_close((above - below) / 2, slope, rtol=1e-5, atol=1e-10)
+
+
+def test_rows_that_are_not_aligned_learn_their_tokens_alone():
+    parts, sums, _ = universal_parts(ce_weight=0.0)
+    (hidden,) = torch.autograd.grad(sums.loss, [parts.hidden])
+    others = [row for row in range(ROWS) if row not in ALIGNED]
+    assert (hidden[others] == 0).all()
+    assert (hidden[ALIGNED] != 0).any(-1).all()
+    parts, sums, _ = universal_parts()
+    whole = cross_entropy_loss(parts.hidden, parts.head, parts.targets, weights=parts.weights)
+    (alone,) = torch.autograd.grad(whole.loss, [parts.hidden])
+    (mixed,) = torch.autograd.grad(sums.loss, [parts.hidden])
+    torch.testing.assert_close(mixed[others], 0.4 * alone[others])
+
+
+def test_aligned_rows_must_be_as_many_on_both_sides():
+    parts = Parts()
+    with pytest.raises(ValueError, match="2 aligned rows of the student and 13 of the teacher"):
+        universal.universal_loss(parts.hidden, parts.head, parts.signal, parts.targets, [0, 1], ce_weight=0.5)
 
 
 def test_a_row_of_no_weight_gets_no_gradient():

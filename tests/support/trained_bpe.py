@@ -1,7 +1,8 @@
-"""A byte-level BPE tokenizer with real merges, trained on a page of text in a moment."""
+"""BPE tokenizers with real merges, trained on a page in a moment: byte-level, or like SentencePiece's."""
 
 from __future__ import annotations
 
+import json
 from functools import cache
 
 from tests.support.byte_llama import TEMPLATE
@@ -48,3 +49,23 @@ def tokenizer(template=TEMPLATE, *, spec=None, **more):
         unk_token="<|endoftext|>",
         chat_template=template,
     )
+
+
+@cache
+def metaspace(size=400) -> str:
+    """The tokenizer.json of one like SentencePiece's: a space before every text, bytes as the last resort."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    trainer = trainers.BpeTrainer(vocab_size=size, limit_alphabet=60, show_progress=False)
+    made.train_from_iterator([PAGE], trainer)
+    learnt = json.loads(made.to_str())["model"]
+    tokens = [*SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256)), *learnt["vocab"]]
+    merges = [tuple(pair) for pair in learnt["merges"]]
+    made.model = models.BPE({t: i for i, t in enumerate(tokens)}, merges, byte_fallback=True)
+    made.add_special_tokens(SPECIALS)
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return made.to_str()

@@ -161,7 +161,7 @@ def test_the_first_step_is_the_papers_by_hand(student, teacher, tmp_path, share)
 
     readers = [Reader(load_tokenizer(ref)) for ref in (student, teacher)]
     data = encode(samples, *readers, 1024)
-    (order,) = BatchOrder(4, batch=4, micro_batch=None, steps=1, seed=0)
+    (order,) = BatchOrder(4, batch=4, steps=1, seed=0)
     drawn = writer(student, teacher, mix, most=30, limit=128, seed=0).draw(0, [data[i] for i in order])
     assert len({len(one.completion) for one in drawn}) > 1
     model = load_model(student, device="cpu")

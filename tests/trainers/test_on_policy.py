@@ -13,7 +13,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kdbench.errors import ConfigError, RunFailed  # noqa: E402
-from kdbench_trainers import distillm, gkd, minillm, white_box  # noqa: E402
+from kdbench_trainers import cross_tokenizer, distillm, gkd, minillm, white_box  # noqa: E402
+from tests.support import byte_llama  # noqa: E402
 from tests.trainers.test_trainer import lines, run, same, stories  # noqa: E402
 
 pytestmark = pytest.mark.medium
@@ -154,9 +155,9 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tests.trainers import test_on_policy as t
-for name in ("white_box", "gkd", "minillm"):
-    settings = {**t.SETTINGS[name], **t.SHARED_SETTINGS}
-    t.run(t.MODULES[name], Path(sys.argv[2]) / name, sys.argv[3], sys.argv[4], load=False, **settings)
+for name, (module, settings) in t.SHARED_METHODS.items():
+    teacher = sys.argv[5] if name == "cross_tokenizer" else sys.argv[4]
+    t.run(module, Path(sys.argv[2]) / name, sys.argv[3], teacher, load=False, **settings)
 """
 SHARED_SETTINGS = {
     "steps": 4,
@@ -165,18 +166,26 @@ SHARED_SETTINGS = {
     "checkpoint_every": 2,
     "keep_checkpoints": True,
 }
+SHARED_METHODS = {
+    "white_box": (white_box, {**SETTINGS["white_box"], **SHARED_SETTINGS}),
+    "gkd": (gkd, {**SETTINGS["gkd"], **SHARED_SETTINGS}),
+    "minillm": (minillm, {**SETTINGS["minillm"], **SHARED_SETTINGS}),
+    "cross_tokenizer": (cross_tokenizer, SHARED_SETTINGS),
+}
 
 
 def test_two_processes_make_the_loss_and_gradient_of_one(student, teacher, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     (tmp_path / "shared.py").write_text(SHARED)
+    foreign = byte_llama.save(tmp_path / "foreign", seed=3)
     done = subprocess.run(
-        [*launch, str(tmp_path / "shared.py"), str(ROOT), str(tmp_path / "two"), student, teacher],
+        [*launch, str(tmp_path / "shared.py"), str(ROOT), str(tmp_path / "two"), student, teacher, foreign],
         capture_output=True, text=True, timeout=300, env=ALONE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for name in ("white_box", "gkd", "minillm"):
-        run(MODULES[name], tmp_path / "one" / name, student, teacher, **{**SETTINGS[name], **SHARED_SETTINGS})
+    for name, (module, settings) in SHARED_METHODS.items():
+        whose = foreign if name == "cross_tokenizer" else teacher
+        run(module, tmp_path / "one" / name, student, whose, **settings)
         one, two = lines(tmp_path / "one" / name), lines(tmp_path / "two" / name)
         assert [line["step"] for line in one] == [line["step"] for line in two]
         for mine, theirs in zip(one, two, strict=True):
@@ -185,7 +194,8 @@ def test_two_processes_make_the_loss_and_gradient_of_one(student, teacher, tmp_p
             assert mine.get("grad_norm", 0) == pytest.approx(theirs.get("grad_norm", 0), rel=1e-3)
         from safetensors.torch import load_file
 
-        same(*(load_file(tmp_path / n / name / "model" / "model.safetensors") for n in ("one", "two")))
+        if name != "cross_tokenizer":  # at its kinks the distance makes steps of rounding errors
+            same(*(load_file(tmp_path / n / name / "model" / "model.safetensors") for n in ("one", "two")))
         assert len(list((tmp_path / "two" / name / "checkpoints").rglob("kdbench_source-1.json"))) == 1
 
 

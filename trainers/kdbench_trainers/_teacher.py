@@ -56,16 +56,23 @@ def load_teacher(
     """
     tokenizer = load_tokenizer(teacher)
     check_vocabularies(student, student_reader.tokenizer, teacher, tokenizer)
+    reader, model = loaded(teacher, tokenizer, config)
+    vocabulary = min(written(tokenizer, model), written(tokenizer, student_model))
+    return reader, lesson(teacher, model, config, vocabulary)
+
+
+def loaded(teacher: str, tokenizer: Any, config: TeacherConfig) -> tuple[Reader, Any]:
+    """The teacher as a reader of sequences, and its model. Raises ConfigError, UsageError."""
     compute = Compute.of(config)
     model = load_model(teacher, device=compute.device, dtype=compute.dtype)
     check_head(teacher, model)
-    vocabulary = min(
-        last_id(tokenizer) + 1,
-        head_of(model).vocabulary,
-        student_model.get_output_embeddings().weight.shape[0],
-    )
-    reader = Reader(tokenizer, (model.generation_config, model.config))
-    return reader, lesson(teacher, model, config, vocabulary)
+    return Reader(tokenizer, (model.generation_config, model.config)), model
+
+
+def written(tokenizer: Any, model: Any) -> int:
+    """The rows of a model's head that are tokens, without what pads it beyond the tokenizer."""
+    rows: int = model.get_output_embeddings().weight.shape[0]
+    return min(last_id(tokenizer) + 1, rows)
 
 
 def open_store(
@@ -184,8 +191,8 @@ class TeacherModel:
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
         """These may be asked for again and again; each call makes companies of its own."""
-        tokens = sum(len(one.completion) for one in sequences)
-        size = tokens * self._head.weight.element_size() * self._head.weight.shape[1]
+        rows = sum(one.compared for one in sequences)
+        size = rows * self._head.weight.element_size() * self._head.weight.shape[1]
         if size > self._room:
             return
         self._room -= size
