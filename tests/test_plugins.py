@@ -20,6 +20,7 @@ from kdbench.errors import UnknownPlugin, UsageError
         ("trainers", "black_box"),
         ("trainers", "white_box"),
         ("trainers", "step_by_step"),
+        ("trainers", "dpo"),
         ("trainers", "adapt_then_distill"),
         ("trainers", "progressive"),
         ("teachers", "scripted"),

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kdbench import plugins
 from kdbench.checks.findings import Finding, about
 from kdbench.errors import CallRefused, ConfigError, NothingLeft, RunFailed
 from kdbench.jobs._completions import read_completions
@@ -58,6 +59,7 @@ def doctor(
     """
     trainer = load_trainer(method, config or {})
     check_teacher(trainer, teacher)
+    _check_kind(trainer)
     require_train("the doctor")
     paths = [Path(data)] if isinstance(data, str | Path) else [Path(one) for one in data]
     samples = list(islice(chosen(read_completions(paths), where or {}), limit))
@@ -92,6 +94,15 @@ def _found(
     if not case.sequences:
         return found
     return [*found, *_rehearsed(case, trainer, found, student=student, teacher=teacher)]
+
+
+def _check_kind(trainer: Trainer) -> None:
+    kinds = plugins.takes(trainer.module, trainer.config)
+    if "completion" not in kinds:
+        raise ConfigError(
+            f"The doctor looks at completions, and the trainer {trainer.name} learns from "
+            f"{' or '.join(sorted(kinds))}; begin the training, which checks its data first"
+        )
 
 
 def _case(samples: Sequence[Completion], student: Reader, teacher: Reader | None, trainer: Trainer) -> Case:

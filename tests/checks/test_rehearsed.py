@@ -193,7 +193,7 @@ def counted(monkeypatch):
 
     def get(self, *args):
         (step,), weight = whole(self, *args)
-        self.parts = len(step["parts"])
+        self.in_so_many = len(step["parts"])
         return [step], weight
 
     monkeypatch.setattr(KdTrainer, "get_batch_samples", get)
@@ -206,7 +206,7 @@ def check(sound, method, student, teacher):
 @pytest.mark.parametrize("method", ["black_box", "white_box"])
 def test_a_mean_of_means(method, sound, student, teacher, counted, monkeypatch):
     def own_mean(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        return self._score(model, inputs).loss / inputs["weights"].sum() / self.parts
+        return self._score(model, inputs).loss / inputs["weights"].sum() / self.in_so_many
 
     monkeypatch.setattr(KdTrainer, "compute_loss", own_mean)
     found = of(check(sound, method, student, teacher), "error")
@@ -245,7 +245,7 @@ def test_a_gradient_that_is_too_small_by_the_number_of_processes(sound, student,
 def test_a_gradient_that_the_loss_does_not_show(sound, student, teacher, counted, monkeypatch):
     def louder(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = self._score(model, inputs).loss * self.place.world
-        return (loss + (self.parts - 1) * (loss - loss.detach())) / num_items_in_batch
+        return (loss + (self.in_so_many - 1) * (loss - loss.detach())) / num_items_in_batch
 
     monkeypatch.setattr(KdTrainer, "compute_loss", louder)
     (found,) = of(check(sound, "black_box", student, teacher), "error")

@@ -142,7 +142,7 @@ def test_both_views_of_step_by_step_are_looked_at(student, tmp_path, monkeypatch
     )
     assert [(one.check, one.level) for one in found] == [(name, "ok") for name in CHECKS]
     # Each process by the rows of its own views: right in one batch, and wrong for two of them.
-    monkeypatch.setattr(KdTrainer, "_in_shares", lambda self, window, world: _in_own_shares(self, window))
+    monkeypatch.setattr(KdTrainer, "weighed", lambda self, window, world: _in_own_shares(self, window))
     found = kdbench.doctor(
         "step_by_step", data=data, student=student, config={**CPU, "alpha": 0.3, "seed": 2}
     )

@@ -26,10 +26,12 @@ from kdbench.processes import this_process
 from kdbench.progress import log
 from kdbench.records import Completion
 from kdbench_trainers._callbacks import Interrupt, Metrics, OptimizerClock
+from kdbench_trainers._checkpoints import STATE_FILE
 from kdbench_trainers._config import TrainConfig
+from kdbench_trainers._loop import Loop
 from kdbench_trainers._material import Material, divided
 from kdbench_trainers._options import beside, conditioned, in_order
-from kdbench_trainers._trainer import STATE_FILE, KdTrainer, Plan
+from kdbench_trainers._trainer import KdTrainer, Plan
 
 
 def fit(
@@ -73,6 +75,26 @@ def learn(
     """`fit` on sequences that are made, divided and put in order already."""
     if config.plain_text is not None:
         plan = beside(plan, student, config, config.plain_text)
+
+    def trainer(resumed: Path | None) -> KdTrainer:
+        return KdTrainer(
+            model, plan, train=train, validation=validation, tokenizer=student.tokenizer, out=out,
+            config=config, resumed=resumed,
+        )  # fmt: skip
+
+    drive(trainer, student=student, model=model, out=out, config=config, resume=resume)
+
+
+def drive(
+    make: Callable[[Path | None], Loop],
+    *,
+    student: Reader,
+    model: Any,
+    out: Path,
+    config: TrainConfig,
+    resume: bool,
+) -> None:
+    """`fit` with the trainer that `make` puts together, given the checkpoint to go on from, if any."""
     checkpoint = last_checkpoint(out / "checkpoints") if resume else None
     if config.freeze_embeddings:
         model.get_input_embeddings().weight.requires_grad_(requires_grad=False)
@@ -82,22 +104,13 @@ def learn(
         Metrics(out / "metrics.jsonl", config.steps, checkpoint) as metrics,
         Interrupt() as interrupt,
     ):
-        trainer = KdTrainer(
-            model,
-            plan,
-            train=train,
-            validation=validation,
-            tokenizer=student.tokenizer,
-            out=out,
-            config=config,
-            resumed=checkpoint,
-        )
+        trainer = make(checkpoint)
         trainer.remove_callback(PrinterCallback)
         for callback in (OptimizerClock(trainer.clock), metrics, interrupt):
             trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         interrupt.check()
-        if validation and metrics.last_validated < config.steps:
+        if trainer.sequences["validation"] and metrics.last_validated < config.steps:
             trainer.evaluate()
         _save(trainer, student.tokenizer, out, config)
         trainer.accelerator.wait_for_everyone()  # nobody goes on to read what is not yet written
@@ -147,7 +160,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def _save(trainer: KdTrainer, tokenizer: Any, out: Path, config: TrainConfig) -> None:
+def _save(trainer: Loop, tokenizer: Any, out: Path, config: TrainConfig) -> None:
     """Write out/model; adapters are added to the weights first, unless they are to be kept apart."""
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathers what was sharded
     if not trainer.place.is_first:
