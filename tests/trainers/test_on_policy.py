@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -33,49 +34,64 @@ MODULES = {"white_box": white_box, "gkd": gkd, "distillm": distillm, "minillm": 
 STEPS = {"steps": 14, "eval_every": 1, "checkpoint_every": 3, "log_every": 4}
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-RUN = """
-import os, signal, sys
+# Every run in a process of its own with one thread: they are forked from one that has imported all.
+RUNS = """
+import json, os, signal, sys, traceback
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 from kdbench_trainers import _callbacks
 from tests.trainers import test_on_policy as t
-name, out, student, teacher, wanted = sys.argv[2:7]
+out, student, teacher = Path(sys.argv[2]), *sys.argv[3:5]
 on_log = _callbacks.Metrics.on_log
-def stop(self, args, state, control, logs, **more):
+
+def killed_at_8(self, args, state, control, logs, **more):
     on_log(self, args, state, control, logs, **more)
-    if state.global_step == int(wanted) and "eval_loss" in logs:
+    if state.global_step == 8 and "eval_loss" in logs:
         os.kill(os.getpid(), signal.SIGKILL)
-_callbacks.Metrics.on_log = stop
-resume = wanted == "-1"
-t.run(t.MODULES[name], Path(out), student, teacher, resume=resume, **t.STEPS, **t.SETTINGS[name])
+
+def ended(name, folder, log=on_log, resume=False):
+    if not (child := os.fork()):
+        _callbacks.Metrics.on_log = log
+        try:
+            settings = {**t.STEPS, **t.SETTINGS[name]}
+            t.run(t.MODULES[name], out / name / folder, student, teacher, resume=resume, **settings)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+for name in t.SETTINGS:
+    ends = [ended(name, "whole"), ended(name, "cut", killed_at_8), ended(name, "cut", resume=True)]
+    (out / name / "ends.json").write_text(json.dumps(ends))
 """
 
 
-def in_a_process(name, out, student, teacher, killed_at):
-    """Train in a process of its own with one thread; killed at a step, 99 for not at all, -1 to go on."""
-    command = [sys.executable, "-c", RUN, str(ROOT), name, str(out), student, teacher, str(killed_at)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ALONE)
+@pytest.fixture(scope="module")
+def runs(student, teacher, tmp_path_factory):
+    """By method: whole/ in one go, cut/ killed at step 8 and resumed, and how these three ended."""
+    out = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, "-c", RUNS, str(ROOT), str(out), student, teacher]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ALONE)
+    assert done.returncode == 0, done.stderr
+    return out
 
 
 @pytest.mark.parametrize("name", list(SETTINGS))
-def test_killed_and_resumed_goes_on_to_the_same_bits(name, student, teacher, tmp_path):
-    whole = in_a_process(name, tmp_path / "whole", student, teacher, 99)
-    assert whole.returncode == 0, whole.stderr
-    killed = in_a_process(name, tmp_path / "cut", student, teacher, 8)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    resumed = in_a_process(name, tmp_path / "cut", student, teacher, -1)
-    assert resumed.returncode == 0, resumed.stderr
+def test_killed_and_resumed_goes_on_to_the_same_bits(name, runs):
+    found = runs / name
+    assert json.loads((found / "ends.json").read_text()) == [0, -signal.SIGKILL, 0]
 
     def curve(out):
         kept = ("step", "split", "loss", "divergence", "tokens", "grad_norm", "phi", "buffer")
         return [{key: line[key] for key in kept if key in line} for line in lines(out)]
 
-    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
-    weights = [(tmp_path / out / "model" / "model.safetensors").read_bytes() for out in ("cut", "whole")]
+    assert curve(found / "cut") == curve(found / "whole")
+    weights = [(found / out / "model" / "model.safetensors").read_bytes() for out in ("cut", "whole")]
     assert weights[0] == weights[1]
-    train = lines(tmp_path / "whole", "train")
+    train = lines(found / "whole", "train")
     if name == "distillm":
         assert train[-1]["phi"] > 0.3
         assert max(line["buffer"] for line in train) == 8
