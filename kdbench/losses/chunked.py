@@ -13,7 +13,7 @@ The idea is Liger Kernel's fused linear cross-entropy (Hsu et al. 2024, arXiv:24
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,12 +50,14 @@ class Objective:
 class LossSums:
     """Sums over the rows, each row times its weight: scalars. Only `loss` carries a gradient.
 
-    `divergence` (NaN without a teacher) includes the square of the temperature.
+    `divergence` (NaN without a teacher) includes the square of the temperature; `terms` are what else a
+    method adds up, by name.
     """
 
     loss: Tensor
     divergence: Tensor
     cross_entropy: Tensor
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 # What a block of rows is scored by: (its rows within the chunk, its logits [n, V]) -> (rows [3, n] as in

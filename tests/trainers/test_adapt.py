@@ -142,15 +142,18 @@ def test_to_adapt_is_to_predict_each_token_of_the_windows(student, tmp_path):
     assert line["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["white_box", "gkd", "distillm"])
+@pytest.mark.parametrize("method", ["white_box", "gkd", "distillm", "feature_matching"])
 def test_without_completions_the_domains_text_is_distilled_on(method, student, teacher, tmp_path):
-    settings = {**SMALL, **({} if method == "white_box" else {"max_new_tokens": 4})}
-    settings |= {"lmbda": 1.0} if method == "gkd" else {}
+    own = {
+        "white_box": {}, "gkd": {"max_new_tokens": 4, "lmbda": 1.0}, "distillm": {"max_new_tokens": 4},
+        "feature_matching": {"relation_heads": 4},
+    }  # fmt: skip
+    settings = {**SMALL, **own[method]}
     adapt(tmp_path, student, teacher, order="adapt_teacher", method=method, method_config=settings)
     found = lines(tmp_path / "stages" / "02_distil", "train")
     assert all(line["divergence"] > 0 for line in found)
     windows = [line["tokens"] for line in lines(tmp_path / "stages" / "01_adapt_teacher", "train")]
-    if method == "white_box":
+    if method in ("white_box", "feature_matching"):
         assert [line["tokens"] for line in found] == windows
     if method == "gkd":
         assert all(line["generated_tokens"] <= 8 for line in found)

@@ -14,9 +14,17 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kdbench.errors import ConfigError, RunFailed  # noqa: E402
-from kdbench_trainers import cross_tokenizer, distillm, gkd, minillm, white_box  # noqa: E402
+from kdbench_trainers import (  # noqa: E402
+    cross_tokenizer,
+    distillm,
+    feature_matching,
+    gkd,
+    minillm,
+    white_box,
+)
 from tests.support import byte_llama  # noqa: E402
 from tests.trainers.test_trainer import lines, run, same, stories  # noqa: E402
+from tests.trainers.tiny import save_model  # noqa: E402
 
 pytestmark = pytest.mark.medium
 
@@ -172,7 +180,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tests.trainers import test_on_policy as t
 for name, (module, settings) in t.SHARED_METHODS.items():
-    teacher = sys.argv[5] if name == "cross_tokenizer" else sys.argv[4]
+    teacher = sys.argv[{"cross_tokenizer": 5, "feature_matching": 6}.get(name, 4)]
     t.run(module, Path(sys.argv[2]) / name, sys.argv[3], teacher, load=False, **settings)
 """
 SHARED_SETTINGS = {
@@ -187,6 +195,10 @@ SHARED_METHODS = {
     "gkd": (gkd, {**SETTINGS["gkd"], **SHARED_SETTINGS}),
     "minillm": (minillm, {**SETTINGS["minillm"], **SHARED_SETTINGS}),
     "cross_tokenizer": (cross_tokenizer, SHARED_SETTINGS),
+    "feature_matching": (
+        feature_matching,
+        {"relation_heads": 4, "hidden_layers": [[-1, -1]], **SHARED_SETTINGS},
+    ),
 }
 
 
@@ -194,19 +206,23 @@ def test_two_processes_make_the_loss_and_gradient_of_one(student, teacher, tmp_p
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     (tmp_path / "shared.py").write_text(SHARED)
     foreign = byte_llama.save(tmp_path / "foreign", seed=3)
+    deep = save_model(tmp_path / "deep", seed=2, layers=3)  # as wide as the student
+    teachers = {"cross_tokenizer": foreign, "feature_matching": deep}
+    models = (student, teacher, foreign, deep)
     done = subprocess.run(
-        [*launch, str(tmp_path / "shared.py"), str(ROOT), str(tmp_path / "two"), student, teacher, foreign],
+        [*launch, str(tmp_path / "shared.py"), str(ROOT), str(tmp_path / "two"), *models],
         capture_output=True, text=True, timeout=300, env=ALONE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for name, (module, settings) in SHARED_METHODS.items():
-        whose = foreign if name == "cross_tokenizer" else teacher
+        whose = teachers.get(name, teacher)
         run(module, tmp_path / "one" / name, student, whose, **settings)
         one, two = lines(tmp_path / "one" / name), lines(tmp_path / "two" / name)
         assert [line["step"] for line in one] == [line["step"] for line in two]
         for mine, theirs in zip(one, two, strict=True):
             assert mine["tokens"] == theirs["tokens"]
             assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+            assert mine.get("hidden_states", 0) == pytest.approx(theirs.get("hidden_states", 0), rel=1e-4)
             assert mine.get("grad_norm", 0) == pytest.approx(theirs.get("grad_norm", 0), rel=1e-3)
         from safetensors.torch import load_file
 

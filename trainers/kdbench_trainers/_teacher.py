@@ -20,6 +20,7 @@ from kdbench.losses.divergences import Divergence
 from kdbench.losses.heads import Head, head_of
 from kdbench.losses.signals import HiddenStates, Signal
 from kdbench.losses.weighting import token_scaled
+from kdbench.models.activations import Seen
 from kdbench.models.loading import load_model, load_tokenizer
 from kdbench.models.rows import check_head, teacher_states
 from kdbench.models.sequences import Reader, TokenSequence, end_of_turn, last_id, text_key
@@ -187,12 +188,11 @@ class TeacherModel:
         self._head = head_of(model).cut(vocabulary)
         self._room = config.teacher_cache_mb * 2**20
         self._company: dict[int, list[TokenSequence]] = {}
-        self._kept: dict[int, Tensor] = {}
+        self._kept: dict[int, Seen] = {}
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
         """These may be asked for again and again; each call makes companies of its own."""
-        rows = sum(one.compared for one in sequences)
-        size = rows * self._head.weight.element_size() * self._head.weight.shape[1]
+        size = sum(map(self._numbers, sequences)) * self._head.weight.element_size()
         if size > self._room:
             return
         self._room -= size
@@ -201,24 +201,25 @@ class TeacherModel:
 
     def read(self, batch: dict[str, Any]) -> HiddenStates:
         """What the teacher says at the batch's rows, in order."""
-        return HiddenStates(self._states(batch["sequences"]), self._head)
+        return HiddenStates(torch.cat([one.hidden for one in self._seen(batch["sequences"])]), self._head)
 
-    def _states(self, sequences: list[TokenSequence]) -> Tensor:
+    def _numbers(self, sequence: TokenSequence) -> int:
+        """How many are kept of a sequence."""
+        return sequence.compared * self._head.weight.shape[1]
+
+    def _seen(self, sequences: list[TokenSequence]) -> Sequence[Seen]:
         if not all(one.key in self._company for one in sequences):
-            return torch.cat(list(self._look(sequences)))
+            return self._look(sequences)
         for one in sequences:
             assert one.key is not None
             if one.key not in self._kept:
                 company = self._company[one.key]
-                # Of its own: a view would keep the whole of what was read alive.
                 read = zip(company, self._look(company), strict=True)
-                self._kept |= {
-                    member.key: states.clone() for member, states in read if member.key is not None
-                }
-        return torch.cat([self._kept[one.key] for one in sequences if one.key is not None])
+                self._kept |= {member.key: seen.copy() for member, seen in read if member.key is not None}
+        return [self._kept[one.key] for one in sequences if one.key is not None]
 
-    def _look(self, sequences: Sequence[TokenSequence]) -> Sequence[Tensor]:
-        return teacher_states(self.name, self.model, sequences)
+    def _look(self, sequences: Sequence[TokenSequence]) -> Sequence[Seen]:
+        return [Seen(hidden) for hidden in teacher_states(self.name, self.model, sequences)]
 
 
 class LiveTeacher(TeacherModel, Distillation):

@@ -10,7 +10,7 @@ after the student has written what it learns from.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,8 +40,8 @@ class Lesson(Protocol):
         """What the teacher says of a batch; without gradient, before the student's forward pass."""
         ...
 
-    def loss(self, batch: dict[str, Any], hidden: Tensor, head: Head, said: Any) -> LossSums:
-        """Sums over the batch's N loss rows: student `hidden` [N, H], and what `read` returned."""
+    def loss(self, batch: dict[str, Any], hidden: Any, head: Head, said: Any) -> LossSums:
+        """Sums over the batch's N loss rows: what the plan's `look` saw, and what `read` returned."""
         ...
 
 
@@ -65,12 +65,20 @@ class Plan:
 
     With `shares`, the loss of a step is the sum over tasks of share * mean over the rows of that task;
     without, one mean over all rows. `lessons` are those of tasks that have another one than the rest.
+
+    `look` makes the student's forward pass: its hidden states [N, H] at the loss rows, if not said. `terms`
+    are what the lesson's sums have besides. With `balance` every step is read twice: of the sums over all of
+    it that number is made which its batches then carry as "balance", for a weight that only the whole step
+    can tell.
     """
 
     lesson: Lesson = field(default_factory=CrossEntropy)
     source: Source = field(default_factory=Data)
     shares: Mapping[str, float] = field(default_factory=dict)
     lessons: Mapping[str, Lesson] = field(default_factory=dict)
+    look: Callable[[Any, dict[str, Any]], Any] = hidden_rows
+    terms: tuple[str, ...] = ()
+    balance: Callable[[Mapping[str, Tensor]], Tensor] | None = None
 
 
 class KdTrainer(Loop, SFTTrainer):
@@ -90,7 +98,7 @@ class KdTrainer(Loop, SFTTrainer):
     ) -> None:
         self.plan = plan
         others = (f"{task}_{name}" for task in plan.lessons for name in ("cross_entropy", "weight"))
-        self.sums = ("loss", "divergence", "cross_entropy", "weight", *others)
+        self.sums = ("loss", "divergence", "cross_entropy", "weight", *plan.terms, *others)
         super().__init__(
             model,
             arguments(SFTConfig, out, config, dataset_kwargs={"skip_prepare_dataset": True}),
@@ -115,6 +123,24 @@ class KdTrainer(Loop, SFTTrainer):
             sums = self.accelerator.reduce(sums, "sum")
         return in_shares(sequences, self.plan.shares, dict(zip(tasks, sums.tolist(), strict=True)))
 
+    def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Any]], Tensor]:
+        """As of every trainer; with the plan's `balance` each micro-batch carries it."""
+        (step,), weight = super().get_batch_samples(*args)
+        if self.plan.balance is not None:
+            balance = self.plan.balance(self._summed(step["parts"]))
+            step = {"parts": [{**one, "balance": balance} for one in step["parts"]]}
+        return [step], weight
+
+    @torch.no_grad()
+    def _summed(self, parts: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The sums over a whole step, before anything is learnt from it; without dropout."""
+        self.model.eval()  # training_step puts it back
+        sums = torch.zeros_like(self.totals.sums)
+        with self.clock("student"):
+            for one in parts:
+                sums += self._score(self.model, self._prepare_inputs(one)).sums
+        return dict(zip(self.sums, self.accelerator.reduce(sums, "sum"), strict=True))
+
     def parts(self, window: list[TokenSequence], samples: int) -> list[list[TokenSequence]]:
         """Micro-batches of what became of so many of the data's samples; each is of one lesson."""
         parts = super().parts([one for one in window if one.task not in self.plan.lessons], samples)
@@ -125,12 +151,13 @@ class KdTrainer(Loop, SFTTrainer):
     def _score(self, model: Any, inputs: dict[str, Any]) -> Scored:
         task = inputs["sequences"][0].task
         lesson = self.plan.lessons.get(task, self.plan.lesson)
+        look = hidden_rows if task in self.plan.lessons else self.plan.look
         with self.accelerator.autocast():
             with self.clock("teacher"):
                 said = lesson.read(inputs)
 
             def score(whole: Any) -> LossSums:
-                hidden = hidden_rows(whole, inputs)
+                hidden = look(whole, inputs)
                 with self.clock("loss"):
                     return lesson.loss(inputs, hidden, head_of(whole), said)
 
@@ -140,6 +167,7 @@ class KdTrainer(Loop, SFTTrainer):
             found = {f"{task}_cross_entropy": sums.cross_entropy, f"{task}_weight": weight}
         else:
             found = {"divergence": sums.divergence, "cross_entropy": sums.cross_entropy, "weight": weight}
+            found |= sums.terms
         found["loss"] = sums.loss.detach()
         nothing = torch.zeros_like(weight)
         return Scored(sums.loss, torch.stack([found.get(name, nothing) for name in self.sums]))
@@ -152,7 +180,7 @@ class KdTrainer(Loop, SFTTrainer):
         own = sums["weight"]
         others = {task: sums[f"{task}_weight"] for task in self.plan.lessons}
         means = {"loss": sums["loss"] / (own + sum(others.values()))}
-        means |= {name: sums[name] / own for name in ("divergence", "cross_entropy")}
+        means |= {name: sums[name] / own for name in ("divergence", "cross_entropy", *self.plan.terms)}
         for task, weight in others.items():
             if weight:  # a validation has none
                 means[f"{task}_cross_entropy"] = sums[f"{task}_cross_entropy"] / weight
