@@ -130,5 +130,6 @@ def takes(trainer: ModuleType, config: StrictConfig) -> frozenset[str]:
 
 
 def summary(module: ModuleType) -> str:
-    """The first line of the plug-in's docstring."""
-    return (module.__doc__ or "").strip().split("\n", 1)[0]
+    """The first line of the plug-in's docstring, without its name where it begins with that."""
+    name = module.__name__.rpartition(".")[2]
+    return (module.__doc__ or "").strip().split("\n", 1)[0].removeprefix(f"{name}: ")
