@@ -28,7 +28,7 @@ lint: $(VENV)/.dev
 
 # Files of tests side by side, each process with a thread of its own.
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: lint
 	$(PYTEST) -q -m "not medium and not slow"

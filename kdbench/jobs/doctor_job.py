@@ -25,7 +25,7 @@ from rich.text import Text
 
 from kdbench import plugins
 from kdbench.checks.findings import Finding, about
-from kdbench.errors import CallRefused, ConfigError, NothingLeft, RunFailed
+from kdbench.errors import CallRefused, ConfigError, DataError, NothingLeft, RunDirError, RunFailed
 from kdbench.jobs._completions import read_completions
 from kdbench.jobs.training import Trainer, check_teacher, load_trainer
 from kdbench.models.weights import require_train
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from kdbench.checks.case import Case
     from kdbench.models.sequences import Reader
 
-_TRAINER = "trainer"
+_TRAINER, _OPTIONS = "trainer", "options"
 _STYLES = {"error": "bold red", "warning": "yellow", "ok": "green"}
 
 
@@ -82,6 +82,11 @@ def _found(
     from kdbench.checks.case import reader_of, unreadable
     from kdbench.checks.running import examine
 
+    prepared = getattr(trainer.config, "prepared", None)  # a trainer of one's own may have no options
+    try:
+        samples = prepared(samples) if prepared else samples
+    except (ConfigError, DataError, RunDirError) as exc:  # what the training would end with
+        return [Finding(_OPTIONS, "error", str(exc))]
     readers = reader_of(student), reader_of(teacher) if trainer.needs_teacher and teacher else None
     try:
         case = _case(samples, *readers, trainer)
@@ -150,7 +155,7 @@ def _rehearsed(
         return rehearsed(
             case, rehearse(case.samples, teacher=teacher, student=student, config=trainer.config)
         )
-    except (ConfigError, RunFailed) as exc:  # what the training would end with
+    except (ConfigError, DataError, RunFailed) as exc:  # what the training would end with
         return [Finding(_TRAINER, "error", str(exc))]
 
 

@@ -35,7 +35,7 @@ from kdbench.jobs.student_job import make_student
 from kdbench.jobs.training import train
 from kdbench.prompts import shipped_sha256
 from kdbench.provenance import file_sha256, folder_sha256
-from kdbench.rundir import is_done
+from kdbench.rundir import is_done, require
 
 log = logging.getLogger("kdbench")
 KEY_FILE = ".stage"
@@ -222,7 +222,10 @@ def _inputs(training: TrainStage) -> dict[str, Any]:
     """What a training reads besides its data."""
     module = plugins.load("trainers", training.method)
     config = build(plugins.config_class(module), training.config, f"trainer {training.method}")
-    return {"inputs": found} if (found := plugins.inputs(module, config)) else {}
+    found = plugins.inputs(module, config)
+    if signals := getattr(config, "signals", None):
+        found[str(signals)] = canonical_hash(require(Path(signals), "signals")["fingerprint"])
+    return {"inputs": found} if found else {}
 
 
 def _sources(group: str, name: str) -> dict[str, Any]:

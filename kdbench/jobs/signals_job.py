@@ -177,8 +177,8 @@ def _own_tokenizer(spec: str) -> str:
         local_weights(spec)
     except UsageError as exc:
         raise UsageError(
-            f"The teacher '{spec}' of the data is no model on this machine; name one that has its tokenizer, "
-            "such as the student: --set tokenizer=hf:PATH"
+            f"The teacher '{spec}' of the data is no model on this machine; name a folder with its tokenizer "
+            "and its chat template: --set tokenizer=hf:PATH"
         ) from exc
     return spec
 

@@ -176,6 +176,20 @@ def test_the_trainings_of_a_sequence_are_looked_at_one_by_one(student, teacher, 
     assert [(one.check, one.level) for one in adapted] == [(f"distil: {name}", "ok") for name in CHECKS]
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"order_by": "score"}, "the sample s0 has no number of that name"),
+        ({"conditions": [{"where": {"by": "nobody"}}]}, "No sample has a field 'by'"),
+        ({"plain_text": {"texts": ["nowhere"]}}, "No text at 'nowhere'"),
+    ],
+)
+def test_options_that_do_not_fit_are_a_finding(settings, said, data, student):
+    (found,) = kdbench.doctor("black_box", data=data, student=student, config={**CPU, **settings})
+    assert (found.check, found.level) == ("options", "error")
+    assert said in found.text
+
+
 def test_messages_that_a_template_turns_down_are_named(data, student, tmp_path):
     refusing = CHATML.replace(
         "{% for m in messages %}",

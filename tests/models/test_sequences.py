@@ -178,6 +178,13 @@ def test_ragged_sequences_are_hardly_padded():
     assert cut([], 4) == []
 
 
+def test_a_batch_may_come_several_times_in_a_row():
+    plain = list(BatchOrder(10, batch=4, steps=3, seed=1))
+    order = BatchOrder(10, batch=4, steps=5, seed=1, repeats=2)
+    assert list(order) == [plain[0], plain[0], plain[1], plain[1], plain[2]]
+    assert [order.seen(step) for step in range(6)] == [0, 4, 4, 8, 8, 12]
+
+
 def test_processes_share_out_each_steps_batch():
     whole = list(BatchOrder(11, batch=6, steps=3, seed=1))
     parts = [list(BatchOrder(11, batch=6, steps=3, seed=1, rank=r, world=2)) for r in (0, 1)]

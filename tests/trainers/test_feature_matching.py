@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kdbench.errors import ConfigError, DataError  # noqa: E402
+from kdbench.errors import ConfigError  # noqa: E402
 from kdbench.losses.features import relation_divergence  # noqa: E402
 from kdbench.models.loading import load_model, load_tokenizer  # noqa: E402
 from kdbench.records import Message  # noqa: E402
@@ -50,21 +50,30 @@ def inside(ref, sample, layer):
     return slice(len(prompt) - 1, ids.shape[1] - 1), states, vectors, logits
 
 
-def test_the_loss_is_what_the_docstring_says(student, deep, tmp_path):
+@pytest.mark.parametrize("hint", [None, "write a happy story about the sad dog who was kind"])
+def test_the_loss_is_what_the_docstring_says(student, deep, tmp_path, hint):
     """Against transformers' own forward, one unpadded sample at a time; alpha is of the whole step."""
-    samples = [story(n, words=2 + 3 * n, weight=0.5 + n) for n in range(3)]
+    told = (Message(role="user", content=hint),) if hint else None
+    samples = [story(n, words=2 + 3 * n, weight=0.5 + n, teacher_prompt=told) for n in range(3)]
     settings = {**BOTH, "relation_share": 0.3, "student_layer": 1, "teacher_layer": 2}
     settings |= {"batch_size": 3, "micro_batch_size": 2, "steps": 1, "validation_share": 0}
     match(tmp_path, student, deep, samples, **settings)
     sums = dict.fromkeys(("divergence", "relations", "hidden_states", "weight"), 0.0)
     for sample in samples:
         rows, ours, mine, student_log = inside(student, sample, 1)
-        _, theirs, yours, teacher_log = inside(deep, sample, 2)
-        kl = (teacher_log.exp() * (teacher_log - student_log)).sum(-1)[rows]
+        read = sample.model_copy(update={"prompt": told or sample.prompt})
+        rows_there, theirs, yours, teacher_log = inside(deep, read, 2)
+        there, here = teacher_log[rows_there], student_log[rows]
+        kl = (there.exp() * (there - here)).sum(-1)
+        if hint:  # look back on the answer alone
+            mine, yours = [one[rows] for one in mine], [one[rows_there] for one in yours]
+        looking = slice(0, len(kl)) if hint else rows
+        pairs = list(zip(mine, yours, strict=True))
         related = sum(
-            relation_divergence(*pair, heads=4, rows=rows) for pair in zip(mine, yours, strict=True)
+            relation_divergence(one[: looking.stop], other[: looking.stop], heads=4, rows=looking)
+            for one, other in pairs
         )
-        apart = [(ours[i] - theirs[j]).square().mean(-1)[rows] for i, j in ((0, 1), (1, 3))]
+        apart = [(ours[i][rows] - theirs[j][rows_there]).square().mean(-1) for i, j in ((0, 1), (1, 3))]
         found = {"divergence": kl, "relations": related, "hidden_states": sum(apart) / 2}
         for name, value in found.items():
             sums[name] += sample.weight * value.sum().item()
@@ -200,14 +209,6 @@ def test_the_doctor_finds_nothing_wrong_with_it(student, deep):
     assert [(one.check, one.level) for one in found] == [
         ("batches", "ok"), ("positions", "ok"), ("denominator", "ok"),
     ]  # fmt: skip
-
-
-def test_another_prompt_of_the_teachers_hinders_relations_alone(student, deep, tmp_path):
-    hint = (Message(role="user", content="write a happy story about the sad dog"),)
-    samples = [story(n, teacher_prompt=hint) for n in range(4)]
-    with pytest.raises(DataError, match=r"of 's\d' the teacher reads another prompt .*teacher_prompt out of"):
-        match(tmp_path / "out", student, deep, samples)
-    match(tmp_path / "out", student, deep, samples, relation_share=0.0, hidden_layers=[[1, 3]], steps=1)
 
 
 @pytest.mark.parametrize(

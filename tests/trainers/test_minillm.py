@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,7 +138,7 @@ def test_rollouts_last_for_the_epochs_and_go_through_a_checkpoint(student, teach
 
     first = source()
     windows = [first.window(step, BATCH) for step in range(5)]
-    assert all(window[4:] == BATCH for window in windows)
+    assert all(window[4:] == [replace(one, task="data") for one in BATCH] for window in windows)
     drawn = [window[:4] for window in windows]
     assert drawn[0] == drawn[1] == drawn[2] != drawn[3] == drawn[4]
     again = source()
@@ -180,6 +181,10 @@ def test_the_first_step_is_the_papers_by_hand(student, teacher, tmp_path, share)
     assert line["generated_tokens"] == sum(len(one.completion) for one in drawn)
     learnt = [*drawn, *data] if share else drawn
     assert line["tokens"] == sum(len(one.completion) for one in learnt)
+    if share:
+        assert line["data_cross_entropy"] == pytest.approx(text.item(), rel=1e-4)
+    else:
+        assert "data_cross_entropy" not in line
 
 
 def by_hand(model, teacher, one, mix):

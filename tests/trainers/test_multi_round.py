@@ -40,8 +40,7 @@ def losses(values):
 )
 def test_a_share_of_every_company_is_drawn_once(values, rate, candidates, seed):
     drawn = hard_ones(losses(values), rate, candidates, seed=seed)
-    numbers = [one.sample for one in drawn]
-    assert numbers == sorted(set(numbers))
+    assert drawn <= {f"s{n}" for n in range(len(values))}
     sizes = [len(values[i : i + candidates]) for i in range(0, len(values), candidates)]
     assert len(drawn) == sum(max(1, round(rate * size)) for size in sizes)
     assert drawn == hard_ones(losses(values), rate, candidates, seed=seed)
@@ -57,11 +56,18 @@ def test_hard_samples_are_drawn_as_by_turns_without_replacement():
         expected[second] += chance
     counts = dict.fromkeys(range(4), 0)
     for seed in range(draws):
-        for one in hard_ones(losses(values), 0.5, 4, seed=seed):
-            counts[one.sample] += 1
+        for group in hard_ones(losses(values), 0.5, 4, seed=seed):
+            counts[int(group[1:])] += 1
     for number, chance in expected.items():
         spread = math.sqrt(draws * chance * (1 - chance))
         assert abs(counts[number] - draws * chance) < 4.5 * spread
+
+
+def test_a_group_is_drawn_whole_by_the_mean_over_its_tokens():
+    """A short easy member does not hide that a group's tokens are hard."""
+    hard = [SampleLoss(0, "a", "hard", 0.0, 1), SampleLoss(1, "b", "hard", 30.0, 29)]
+    easy = [SampleLoss(2, "c", "easy", 1.0, 5)]
+    assert all(hard_ones([*hard, *easy], 0.5, 2, seed=seed) == {"hard"} for seed in range(20))
 
 
 def test_a_samples_loss_is_the_mean_over_its_completion(student):
@@ -81,7 +87,7 @@ def test_later_rounds_learn_hard_samples_and_hold_out_the_same(student, tmp_path
 
     def watched(given, *, config, **more):
         reader = Reader(load_tokenizer(student))
-        parts = split(encode(given, reader, None, 128), config.validation_share, config.seed)
+        parts = split(encode(given, reader, None, 128), 0.5, config.seed, config.held_out)
         trained.append([{one.group for one in part} for part in parts])
         plain(given, config=config, **more)
 
@@ -145,3 +151,26 @@ def test_what_cannot_be_rounds(settings, said, student, tmp_path):
     data = generated(tmp_path / "data", stories(4))
     with pytest.raises((ConfigError, UnknownPlugin), match=said):
         train("multi_round", data=data, student=student, out=tmp_path / "out", config=settings)
+
+
+def test_rounds_of_both_views_keep_questions_whole(student, tmp_path, monkeypatch):
+    """step_by_step learns a label with its rationale: neither is drawn, or held out, without the other."""
+    from kdbench_trainers import step_by_step
+    from tests.trainers.test_step_by_step import questions
+
+    seen, plain = [], step_by_step.train
+
+    def watched(given, *, config, **more):
+        seen.append(({one.group for one in given}, set(config.held_out), len(given)))
+        plain(given, config=config, **more)
+
+    monkeypatch.setattr(step_by_step, "train", watched)
+    rules = [{"where": {"view": "label"}, "prefix": "be "}]
+    config = multi_round.Config(method="step_by_step", method_config={**SMALL, "conditions": rules})
+    asked = {"teacher": None, "student": student, "out": tmp_path, "config": config, "resume": False}
+    multi_round.train(questions(10), **asked)
+    (every, held_out, _), (drawn, again, count) = seen
+    assert len(every) == 10
+    assert len(held_out) == 2
+    assert again == held_out < drawn
+    assert count == 2 * len(drawn) == 2 * (2 + 4)

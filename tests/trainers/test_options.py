@@ -135,6 +135,10 @@ def test_sources_get_their_prefix_and_weight():
     first = conditioned(samples, [*rules[:1], Condition(where={"by": "crowd"}, weight=3.0)])
     assert [one.weight for one in first] == [6.0, 2.0, 6.0, 2.0]
     assert first[0].teacher_prompt is None
+    with pytest.raises(
+        ConfigError, match=r'where = {"by": "expert"} fits no sample that an earlier one has not'
+    ):
+        conditioned(samples, [rules[0], rules[0]])
     with pytest.raises(ConfigError, match='No sample has by = "nobody"; there are "crowd", "expert"'):
         conditioned(samples, [Condition(where={"by": "nobody"})])
 

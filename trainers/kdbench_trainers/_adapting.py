@@ -21,8 +21,8 @@ from kdbench.models.loading import first_line, load_model, load_tokenizer, quiet
 from kdbench.processes import this_process
 from kdbench.progress import log
 from kdbench.records import Text
+from kdbench_trainers._config import Material
 from kdbench_trainers._fit import fit
-from kdbench_trainers._material import Material
 from kdbench_trainers._methods import Method
 from kdbench_trainers._models import Compute, load_student
 from kdbench_trainers._stages import Stages

@@ -27,7 +27,8 @@ class BatchOrder:
 
     Every sample comes once before any comes again, in an order that depends on the seed alone, or with
     `shuffle` false as they stand: a training that is taken up again skips what it has done. Of `world`
-    processes each takes every world-th sample of a step's batch: together they see what one would see.
+    processes each takes every world-th sample of a step's batch: together they see what one would see. Each
+    batch comes `repeats` times in a row.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class BatchOrder:
         steps: int,
         seed: int,
         shuffle: bool = True,
+        repeats: int = 1,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -47,14 +49,21 @@ class BatchOrder:
         self._steps = steps
         self._seed = seed
         self._shuffle = shuffle
+        self._repeats = repeats
 
     def __len__(self) -> int:
         return self._steps
 
     def __iter__(self) -> Iterator[list[int]]:
         stream = self._stream()
-        for _ in range(self._steps):
-            yield [next(stream) for _ in range(self.batch)][self._mine]
+        for step in range(self._steps):
+            if step % self._repeats == 0:
+                batch = [next(stream) for _ in range(self.batch)][self._mine]
+            yield batch
+
+    def seen(self, step: int) -> int:
+        """Samples that have come by then, each again in every epoch."""
+        return -(-step // self._repeats) * self.batch
 
     def _stream(self) -> Iterator[int]:
         chance = random.Random(self._seed)  # noqa: S311 - an order, not a secret

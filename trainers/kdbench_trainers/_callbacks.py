@@ -24,7 +24,7 @@ from kdbench_trainers._clock import PHASES, Clock
 
 _KEPT = (
     "loss", "divergence", "cross_entropy", "relations", "hidden_states", "plain_text_cross_entropy",
-    "accuracy", "margin", "reward_chosen", "reward_rejected",
+    "data_cross_entropy", "accuracy", "margin", "reward_chosen", "reward_rejected",
     "tokens", "tokens_per_second", "seconds", *(f"seconds_{phase}" for phase in PHASES),
     "peak_memory_mb", "padding", "generated_tokens", "phi", "buffer", "learning_rate", "grad_norm", "epochs",
 )  # fmt: skip

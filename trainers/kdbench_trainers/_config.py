@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from kdbench.config import StrictConfig
+from kdbench.records import Completion, Text
 from kdbench_trainers._texts import texts_sha256
+
+Material = Completion | Text  # what is trained on
 
 DivergenceName = Literal[
     "forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation", "adaptive_kl"
@@ -68,6 +72,9 @@ class TrainConfig(StrictConfig):
         1024, ge=2, description="tokens of prompt and completion; longer ones are dropped"
     )
     validation_share: float = Field(0.1, ge=0, lt=1, description="share of the groups held out")
+    held_out: list[str] | None = Field(
+        None, description="names of the groups to hold out, in place of a share of them by chance"
+    )
     seed: int = Field(0, ge=0, description="split and order of the samples, and what a student writes")
     order_by: str | None = Field(
         None,
@@ -92,6 +99,19 @@ class TrainConfig(StrictConfig):
     report_to: list[Literal["trackio", "wandb", "tensorboard"]] = Field(
         [], description="trackers that get every logged number; each must be installed"
     )
+
+    def prepared(self, samples: Sequence[Material]) -> list[Material]:
+        """The samples as a training takes them, its options held against them.
+
+        Raises ConfigError for a condition or a score that does not fit, DataError and RunDirError for text
+        that is not there.
+        """
+        from kdbench_trainers._options import check_score, conditioned
+
+        found = conditioned(samples, self.conditions)
+        check_score(found, self.order_by)
+        self.inputs()
+        return found
 
     def inputs(self) -> dict[str, str]:
         """What is read besides samples and models, with a hash of it. Raises DataError, RunDirError."""

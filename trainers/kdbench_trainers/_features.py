@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kdbench.errors import ConfigError, DataError
+from kdbench.errors import ConfigError
 from kdbench.losses.chunked import LossSums
 from kdbench.losses.features import hidden_state_error, relation_divergence
 from kdbench.losses.heads import Head, head_of
@@ -113,18 +113,6 @@ class FeatureTeacher(LiveTeacher):
         self._share = config.relation_share
         self._heads = config.relation_heads
 
-    def prepare(self, sequences: Sequence[TokenSequence]) -> None:
-        """As of every live teacher. Raises DataError where relations would be between unlike positions."""
-        for one in sequences:
-            if self._share and one.prompt != one.teacher_prompt:
-                raise DataError(
-                    f"Relations are between positions that both models read, and of '{one.group}' the "
-                    "teacher reads another prompt than the student; take teacher_prompt out of the samples, "
-                    "give the student the teacher's chat template, or set relation_share = 0 and name "
-                    "hidden_layers"
-                )
-        super().prepare(sequences)
-
     def look(self, model: Any, batch: dict[str, Any]) -> list[Seen]:
         """The student's forward pass, by sequence."""
         sequences = batch["sequences"]
@@ -150,21 +138,29 @@ class FeatureTeacher(LiveTeacher):
             loss = loss + batch.get("balance", 0) * error
             terms["hidden_states"] = error.detach()
         if self._share:
-            apart = (weights * torch.cat([self._relations_apart(*pair) for pair in pairs])).sum()
+            alike = [one.prompt == one.teacher_prompt for one in batch["sequences"]]
+            several = [self._relations_apart(*pair, whole) for pair, whole in zip(pairs, alike, strict=True)]
+            apart = (weights * torch.cat(several)).sum()
             loss = (1 - self._share) * loss + self._share * apart
             terms["relations"] = apart.detach()
         return replace(sums, loss=loss, terms=terms)
 
-    def _relations_apart(self, student: Seen, teacher: Seen) -> Tensor:
+    def _relations_apart(self, student: Seen, teacher: Seen, whole: bool) -> Tensor:
         """The divergences [n] of queries', keys' and values' relations, added up.
 
-        They are made again in the backward pass: a long sequence's take heads * n * L numbers, several times.
+        They look back on all that both have read: on the n rows alone where that is not the `whole`, but the
+        prompts differ. They are made again in the backward pass: a long sequence's take heads * n * L
+        numbers, several times.
         """
-        length, rows = len(student.attention[0]), len(student.hidden)
+        count = len(student.hidden)
+        length = len(student.attention[0]) if whole else count
+        seen = slice(-length, None)
 
         def compare(*ours: Tensor) -> Tensor:
             several = [
-                relation_divergence(one, other, heads=self._heads, rows=slice(length - rows, length))
+                relation_divergence(
+                    one[seen], other[seen], heads=self._heads, rows=slice(length - count, length)
+                )
                 for one, other in zip(ours, teacher.attention, strict=True)
             ]
             return torch.stack(several).sum(0)

@@ -27,10 +27,10 @@ from kdbench.progress import log
 from kdbench.records import Completion
 from kdbench_trainers._callbacks import Interrupt, Metrics, OptimizerClock
 from kdbench_trainers._checkpoints import STATE_FILE
-from kdbench_trainers._config import TrainConfig
+from kdbench_trainers._config import Material, TrainConfig
 from kdbench_trainers._loop import Loop
-from kdbench_trainers._material import Material, divided
-from kdbench_trainers._options import beside, conditioned, in_order
+from kdbench_trainers._material import divided
+from kdbench_trainers._options import beside, in_order
 from kdbench_trainers._trainer import KdTrainer, Plan
 
 
@@ -53,10 +53,10 @@ def fit(
     KeyboardInterrupt after Ctrl-C, once a checkpoint is kept, RunFailed where the loss is no number any
     more or memory runs out, StorageError for a full disk.
     """
-    samples = conditioned(samples, config.conditions)
+    samples = config.prepared(samples)
     train, validation = divided(samples, student, teacher, config, stored)
-    train = in_order(train, samples, config)
     completions = [one for one in samples if isinstance(one, Completion)]
+    train = in_order(train, completions, config)
     vet(Case(completions, student, teacher, config.max_length, train, validation, most=VETTED))
     learn(train, validation, student=student, model=model, plan=plan, out=out, config=config, resume=resume)
 
@@ -138,10 +138,12 @@ def _translated(out: Path, config: TrainConfig) -> Iterator[None]:
 
 
 def _out_of_memory(config: TrainConfig) -> RunFailed:
-    size = config.micro_batch_size or config.batch_size
+    share = config.batch_size // this_process().world
+    size = min(config.micro_batch_size or share, share)
+    smaller = f"a micro_batch_size below {size}, " if size > 1 else ""
     return RunFailed(
-        f"The device ran out of memory; train with a micro_batch_size below {size}, a smaller max_length "
-        "or gradient_checkpointing = true"
+        f"The device ran out of memory; train with {smaller}a smaller max_length or "
+        "gradient_checkpointing = true"
     )
 
 

@@ -78,6 +78,7 @@ class Loop(Trainer):
             len(train),
             batch=config.batch_size,
             shuffle=config.order_by is None,
+            repeats=source.repeats,
             steps=config.steps,
             seed=config.seed,
             rank=self.place.rank,
@@ -215,9 +216,13 @@ class Loop(Trainer):
             **{f"seconds_{name}": round(spent, 4) for name, spent in phases.items()},
             "padding": round(totals.padding / totals.slots, 4),
             "peak_memory_mb": round(peak_memory_mb(), 1),
-            "epochs": self.state.global_step * self.order.batch / len(self.sequences["train"]),
-            **self.source.logged(),
+            "epochs": self.order.seen(self.state.global_step) / len(self.sequences["train"]),
+            **{name: self._everywhere(name, value) for name, value in self.source.logged().items()},
         }
+
+    def _everywhere(self, name: str, value: float) -> float:
+        """What a source says, counts over all processes."""
+        return self._over_all(int(value)) if name in ("generated_tokens", "buffer") else value
 
     def _named(self, sums: Tensor) -> dict[str, float]:
         return self._means(dict(zip(self.sums, sums.tolist(), strict=True)))

@@ -20,9 +20,7 @@ from kdbench.models.sequences import (
     split,
 )
 from kdbench.records import Completion, Text
-from kdbench_trainers._config import TrainConfig
-
-Material = Completion | Text
+from kdbench_trainers._config import Material, TrainConfig
 
 
 def divided(
@@ -42,10 +40,10 @@ def divided(
     texts = [one for one in samples if isinstance(one, Text)]
     train: list[TokenSequence] = []
     validation: list[TokenSequence] = []
-    held_out: frozenset[str] | None = None
+    held_out = None if config.held_out is None else frozenset(config.held_out)
     if completions or not texts:
         encoded = encode(completions, student, teacher, config.max_length, stored=stored)
-        if texts:  # one choice for both kinds: a group may have members of either
+        if texts and held_out is None:  # one choice for both kinds: a group may have members of either
             groups = {document_group(one, number) for number, one in enumerate(texts)}
             held_out = choose_groups(groups | {one.group for one in encoded}, share, seed)
         train, validation = split(encoded, share, seed, held_out)

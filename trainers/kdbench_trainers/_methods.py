@@ -15,7 +15,7 @@ from typing import Any
 from kdbench import plugins
 from kdbench.config import StrictConfig, build, canonical_hash
 from kdbench.rundir import require
-from kdbench_trainers._material import Material
+from kdbench_trainers._config import Material
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,7 @@ from kdbench.models.packing import windows
 from kdbench.models.sequences import Reader, TokenSequence, sequence_limit
 from kdbench.records import Completion, Message
 from kdbench.selecting import chosen
-from kdbench_trainers._config import Condition, PlainText, TrainConfig
-from kdbench_trainers._material import Material
+from kdbench_trainers._config import Condition, Material, PlainText, TrainConfig
 from kdbench_trainers._sources import Beside
 from kdbench_trainers._texts import read_texts
 
@@ -41,8 +40,14 @@ def conditioned(samples: Sequence[Material], conditions: Sequence[Condition]) ->
     found = list(samples)
     left = dict(enumerate(samples))
     for condition in conditions:
-        fitting = {id(one) for one in chosen(list(left.values()), condition.where)}
-        for number in [n for n, one in left.items() if id(one) in fitting]:
+        fitting = {id(one) for one in chosen(samples, condition.where)}
+        numbers = [n for n, one in left.items() if id(one) in fitting]
+        if not numbers:
+            raise ConfigError(
+                f"The condition where = {json.dumps(condition.where)} fits no sample that an earlier one has "
+                "not taken; put it before that, or leave it out"
+            )
+        for number in numbers:
             found[number] = _under(left.pop(number), condition)
     return found
 
@@ -71,6 +76,15 @@ def in_order(
     return sorted(by_chance, key=score, reverse=config.order_by.startswith("-"))
 
 
+def check_score(samples: Sequence[Material], order_by: str | None) -> None:
+    """Raise ConfigError for a sample that lacks the score to go by."""
+    name = (order_by or "length").removeprefix("-")
+    if name != "length":
+        for number, sample in enumerate(samples):
+            if isinstance(sample, Completion):
+                _field(sample, number, name)
+
+
 def _length(sequence: TokenSequence) -> float:
     return len(sequence.completion)
 
@@ -81,17 +95,21 @@ def _by_field(samples: Sequence[Material], name: str) -> Callable[[TokenSequence
             raise ConfigError(
                 f'order_by = "{name}": plain text has no fields to go by; use "length", or leave it out'
             )
-        sample = samples[sequence.sample]
-        fields = json.loads(sample.fields)
-        if isinstance(value := fields.get(name), int | float):
-            return float(value)
-        known = [*sorted(key for key, one in fields.items() if isinstance(one, int | float)), "length"]
-        raise ConfigError(
-            f'order_by = "{name}": the sample {sample.id or sequence.sample} has no number of that name'
-            f"{suggestion(name, known)} (it has {', '.join(known)})"
-        )
+        return _field(samples[sequence.sample], sequence.sample, name)
 
     return score
+
+
+def _field(sample: Material, number: int, name: str) -> float:
+    fields = json.loads(sample.fields)
+    value = fields.get(name)
+    if isinstance(value, int | float):
+        return float(value)
+    known = [*sorted(key for key, one in fields.items() if isinstance(one, int | float)), "length"]
+    raise ConfigError(
+        f'order_by = "{name}": the sample {sample.id or number} has no number of that name'
+        f"{suggestion(name, known)} (it has {', '.join(known)})"
+    )
 
 
 def beside(plan: Plan, student: Reader, config: TrainConfig, what: PlainText) -> Plan:

@@ -1,7 +1,7 @@
 """MiniLLM's choices: text that student and teacher draw together, learnt by policy gradient, several times.
 
     step          0         1         2         3          inner_epochs 2
-    learnt from   rollouts  the same  rollouts  the same   and, with ce_weight, each step's batch of the data
+    learnt from   rollouts  the same  rollouts  the same   and, with ce_weight, the data that they answer
 
 What both models gave to each drawn token is put down when it is drawn, and stays with it in checkpoints:
 rewards, weights and ratios are made of that, so a rollout's are the same however often it is learnt.
@@ -10,7 +10,7 @@ rewards, weights and ratios are made of that, so a rollout's are the same howeve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,12 +28,13 @@ from kdbench.teacher import Sampling
 from kdbench_trainers._models import load_student
 from kdbench_trainers._sources import Data, Writer, revived
 from kdbench_trainers._teacher import TeacherModel, load_teacher
-from kdbench_trainers._trainer import Plan
+from kdbench_trainers._trainer import CrossEntropy, Plan
 
 if TYPE_CHECKING:
     from kdbench_trainers.minillm import Config
 
-ROLLOUT, OF_DATA = "rollout", ""  # tasks; the data's sequences have none
+# Tasks: what is drawn, the data's own completions beside it, and what is held out, which no step has.
+ROLLOUT, OF_DATA, VALIDATION = "rollout", "data", ""
 _TOKENS = Objective(Divergence("reverse_kl"), ce_weight=1.0)
 
 
@@ -80,8 +81,9 @@ class Rollouts(Data):
     """Rollouts to a step's prompts, for that step and those after it, until `epochs` have learnt them."""
 
     def __init__(self, writer: MixedWriter, *, epochs: int, with_data: bool) -> None:
-        """`with_data` puts each step's own batch beside them."""
+        """`with_data` puts their own batch of the data beside them."""
         self._writer = writer
+        self.repeats = epochs
         self._epochs = epochs
         self._with_data = with_data
         self._kept: list[Rollout] = []
@@ -90,7 +92,7 @@ class Rollouts(Data):
         """The rollouts, and the batch if asked."""
         if step % self._epochs == 0:
             self._kept = self._writer.draw(step, batch)
-        return [*self._kept, *(batch if self._with_data else ())]
+        return [*self._kept, *(replace(one, task=OF_DATA) for one in batch if self._with_data)]
 
     def logged(self) -> dict[str, float]:
         """Tokens drawn."""
@@ -106,7 +108,7 @@ class Rollouts(Data):
 
 
 class PolicyGradient(TeacherModel):
-    """Rollouts are learnt by policy gradient, the data's own completions by their tokens."""
+    """Rollouts are learnt by policy gradient; of what is held out, tokens and reverse KL are counted."""
 
     def __init__(self, name: str, model: Any, config: Config, vocabulary: int) -> None:
         super().__init__(name, model, config, vocabulary)
@@ -115,39 +117,22 @@ class PolicyGradient(TeacherModel):
 
     def loss(self, batch: dict[str, Any], hidden: Tensor, head: Head, said: HiddenStates) -> LossSums:
         """Sums over the batch's rows: student `hidden` [N, H], and what the teacher said there."""
-        sequences: list[TokenSequence] = batch["sequences"]
-        rollouts = [one for one in sequences if isinstance(one, Rollout)]
-        is_drawn = torch.tensor([isinstance(one, Rollout) for one in sequences for _ in one.completion])
-
-        def of(chosen: Tensor) -> tuple[tuple[Tensor, Head, HiddenStates, Tensor], Tensor]:
-            rows = chosen.nonzero().squeeze(-1).to(hidden.device)
-            signal = HiddenStates(said.hidden[rows], said.head)
-            own = hidden[rows], head.cut(self.vocabulary), signal, batch["targets"][rows]
-            return own, batch["weights"][rows]
-
-        parts: list[LossSums] = []
-        if rollouts:
-            rows, weights = of(is_drawn)
-            drawn = self._drawn(rollouts, hidden.device)
-            parts.append(policy_gradient_loss(*rows, drawn, clip=self._clip, weights=weights))
-        if len(rollouts) < len(sequences):
-            rows, weights = of(~is_drawn)
-            parts.append(distillation_loss(*rows, objective=_TOKENS, weights=weights))
-        return _added(parts)
+        head = head.cut(self.vocabulary)
+        rollouts = [one for one in batch["sequences"] if isinstance(one, Rollout)]
+        if not rollouts:
+            return distillation_loss(
+                hidden, head, said, batch["targets"], objective=_TOKENS, weights=batch["weights"]
+            )
+        drawn = self._drawn(rollouts, hidden.device)
+        return policy_gradient_loss(
+            hidden, head, said, batch["targets"], drawn, clip=self._clip, weights=batch["weights"]
+        )
 
     def _drawn(self, rollouts: Sequence[Rollout], device: torch.device) -> Drawn:
         student = torch.tensor([one for r in rollouts for one in r.by_student], device=device)
         teacher = torch.tensor([one for r in rollouts for one in r.by_teacher], device=device)
         returns = returns_to_come(teacher - student, [len(one.completion) for one in rollouts])
         return Drawn(student, returns, importance(student, teacher, self._share))
-
-
-def _added(parts: Sequence[LossSums]) -> LossSums:
-    loss, divergence, cross_entropy = (
-        torch.stack(sums).sum()
-        for sums in zip(*((one.loss, one.divergence, one.cross_entropy) for one in parts), strict=True)
-    )
-    return LossSums(loss, divergence, cross_entropy)
 
 
 def plan_of(teacher: str, student: str, config: Config) -> tuple[Reader, Reader, Any, Plan]:
@@ -162,5 +147,8 @@ def plan_of(teacher: str, student: str, config: Config) -> tuple[Reader, Reader,
     )  # fmt: skip
     share = config.ce_weight
     source = Rollouts(writer, epochs=config.inner_epochs, with_data=share > 0)
-    shares = {ROLLOUT: 1 - share, OF_DATA: share or 1.0}  # 1: of validations; with 0 no step has any
-    return reader, teacher_reader, model, Plan(lesson, source, shares)
+    shares = {ROLLOUT: 1 - share, VALIDATION: 1.0}
+    if not share:
+        return reader, teacher_reader, model, Plan(lesson, source, shares)
+    plan = Plan(lesson, source, {**shares, OF_DATA: share}, {OF_DATA: CrossEntropy()})
+    return reader, teacher_reader, model, plan

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.errors import ConfigError
 from kdbench.models.weights import require_train
 from kdbench.records import Completion
-from kdbench_trainers._config import DistillConfig, OnPolicyConfig
-from kdbench_trainers._material import Material
+from kdbench_trainers._config import DistillConfig, Material, OnPolicyConfig
 
 log = logging.getLogger("kdbench")
 

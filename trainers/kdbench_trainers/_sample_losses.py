@@ -1,7 +1,7 @@
 """How hard each sample is for a model: its loss, and samples drawn by it.
 
 losses = measured("runs/start/model", samples, config, Path("sample_losses.parquet"))
-hard_ones(losses, rate=0.5, candidates=64, seed=0)          # half of them, the hard ones more often
+hard_ones(losses, rate=0.5, candidates=64, seed=0)          # half of their groups, the hard ones more often
 
     sample_losses.parquet    sample (its place among all), id, group, loss (nats per token), tokens
 """
@@ -94,18 +94,27 @@ def _write(path: Path, losses: Sequence[SampleLoss]) -> None:
         raise StorageError(f"Cannot write {path}: {exc}; free some room and go on with --resume") from exc
 
 
-def hard_ones(losses: Sequence[SampleLoss], rate: float, candidates: int, *, seed: int) -> list[SampleLoss]:
-    """A share `rate` of the samples, in order: of every `candidates` of them that come together by chance.
+def hard_ones(losses: Sequence[SampleLoss], rate: float, candidates: int, *, seed: int) -> set[str]:
+    """A share `rate` of the groups: of every `candidates` of them that come together by chance.
 
-    They are drawn without replacement with probabilities exp(loss) / sum of exp(loss) (PanGu-pi Pro, Tang et
-    al. 2024, arXiv 2402.02791, section 3.3): the largest of loss + Gumbel noise are such a draw.
+    A group's loss is the mean over its tokens. They are drawn without replacement with probabilities
+    exp(loss) / sum of exp(loss) (PanGu-pi Pro, Tang et al. 2024, arXiv 2402.02791, section 3.3): the largest
+    of loss + Gumbel noise are such a draw.
     """
+    sums: dict[str, list[float]] = {}
+    for one in losses:
+        total = sums.setdefault(one.group, [0.0, 0.0])
+        total[0] += one.loss * one.tokens
+        total[1] += one.tokens
     chance = random.Random(seed)  # noqa: S311
-    order = chance.sample(losses, len(losses))
-    drawn: list[SampleLoss] = []
+    order = chance.sample(list(sums), len(sums))
+    drawn: set[str] = set()
     for start in range(0, len(order), candidates):
-        group = order[start : start + candidates]
-        keys = {one.sample: one.loss - math.log(-math.log(chance.random() or 0.5)) for one in group}
-        group.sort(key=lambda one: -keys[one.sample])
-        drawn += group[: max(1, round(rate * len(group)))]
-    return sorted(drawn, key=lambda one: one.sample)
+        company = order[start : start + candidates]
+        keys = {
+            group: sums[group][0] / sums[group][1] - math.log(-math.log(chance.random() or 0.5))
+            for group in company
+        }
+        company.sort(key=lambda group: -keys[group])
+        drawn |= set(company[: max(1, round(rate * len(company)))])
+    return drawn

@@ -34,6 +34,11 @@ SequenceT = TypeVar("SequenceT", bound=TokenSequence)
 class Source(Protocol):
     """Whose sequences."""
 
+    @property
+    def repeats(self) -> int:
+        """So many steps in a row get the same batch of the data."""
+        ...
+
     def window(self, step: int, batch: list[TokenSequence]) -> list[TokenSequence]:
         """The sequences of an optimiser step (0 is the first), as many as in `batch` or a multiple of it."""
         ...
@@ -57,6 +62,8 @@ class Source(Protocol):
 
 class Data:
     """The data's own completions."""
+
+    repeats = 1
 
     def window(self, step: int, batch: list[TokenSequence]) -> list[TokenSequence]:
         """The batch."""
@@ -108,6 +115,7 @@ class Beside:
         self._seed = seed
         self._place = place or this_process()
         self._orders = dict[int, list[TokenSequence]]()  # by epoch
+        self.repeats = source.repeats
 
     def window(self, step: int, batch: list[TokenSequence]) -> list[TokenSequence]:
         """The source's window, and behind it this process's share of the others."""
@@ -223,6 +231,7 @@ class Replay:
     """
 
     GROWTH = 0.1
+    repeats = 1
 
     def __init__(
         self,

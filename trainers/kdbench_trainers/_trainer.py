@@ -138,6 +138,8 @@ class KdTrainer(Loop, SFTTrainer):
         sums = torch.zeros_like(self.totals.sums)
         with self.clock("student"):
             for one in parts:
+                if one["sequences"][0].task in self.plan.lessons:
+                    continue  # has no part in it
                 sums += self._score(self.model, self._prepare_inputs(one)).sums
         return dict(zip(self.sums, self.accelerator.reduce(sums, "sum"), strict=True))
 

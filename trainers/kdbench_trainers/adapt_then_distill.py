@@ -27,8 +27,7 @@ from kdbench.config import StrictConfig
 from kdbench.errors import ConfigError
 from kdbench.models.weights import require_train
 from kdbench.records import Completion, Text
-from kdbench_trainers._config import TeacherConfig, TrainConfig
-from kdbench_trainers._material import Material
+from kdbench_trainers._config import Material, TeacherConfig, TrainConfig
 from kdbench_trainers._methods import Method, check_whole, method_of
 from kdbench_trainers._texts import read_texts, texts_sha256
 
@@ -157,7 +156,8 @@ def train(
     require_train("the trainer adapt_then_distill")
     from kdbench_trainers._adapting import Adapting, check_same_vocabulary
 
-    shared = isinstance(method.config, TeacherConfig) or "grow_teacher" in config.stages
+    two = bool(getattr(method.module, "TWO_TOKENIZERS", False))
+    shared = (isinstance(method.config, TeacherConfig) and not two) or "grow_teacher" in config.stages
     if teacher is not None and needs_teacher(config) and shared:
         check_same_vocabulary(student, teacher)
     Adapting(texts, lesson, config, method).follow(teacher, student, out, resume)

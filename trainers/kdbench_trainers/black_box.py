@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.models.weights import require_train
 from kdbench.records import Completion
-from kdbench_trainers._config import TrainConfig
-from kdbench_trainers._material import Material
+from kdbench_trainers._config import Material, TrainConfig
 
 if TYPE_CHECKING:
     from kdbench.checks.rehearsing import Rehearsal

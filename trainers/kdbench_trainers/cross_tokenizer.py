@@ -67,12 +67,12 @@ def train(
     from kdbench.models.alignment import encode_aligned
     from kdbench.models.sequences import split
     from kdbench_trainers._fit import learn
-    from kdbench_trainers._options import conditioned, in_order
+    from kdbench_trainers._options import in_order
     from kdbench_trainers._trainer import Plan
 
-    samples = [one for one in conditioned(samples, config.conditions) if isinstance(one, Completion)]
+    samples = [one for one in config.prepared(samples) if isinstance(one, Completion)]
     sequences = encode_aligned(samples, student_reader, teacher_reader, config.max_length)
-    learnt, held_out = split(sequences, config.validation_share, config.seed)
+    learnt, held_out = split(sequences, config.validation_share, config.seed, config.held_out)
     learnt = in_order(learnt, samples, config)
     case = Case(
         samples, student_reader, teacher_reader, config.max_length, learnt, held_out,

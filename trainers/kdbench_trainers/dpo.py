@@ -92,7 +92,7 @@ def train(
 
     reader, model = load_student(student, config)
     pairs = encode_pairs(answers, reader, config.max_length)
-    learnt, held_out = split(pairs, config.validation_share, config.seed)
+    learnt, held_out = split(pairs, config.validation_share, config.seed, config.held_out)
     sequences = [[one for pair in part for one in pair.both] for part in (learnt, held_out)]
     vet(Case(answers, reader, None, config.max_length, sequences[0], sequences[1], most=VETTED))
 

@@ -7,7 +7,8 @@
 
 R (Wang et al. 2021, arXiv 2012.15828; AdaLM distils with the first MiniLM, arXiv 2002.10957) knows no width:
 student and teacher may differ in layers, heads and hidden size, if `relation_heads` divides the numbers of
-both models' queries, keys and values. These are taken before rotary positions, and look back only.
+both models' queries, keys and values. These are taken before rotary positions, and look back only: on the
+answer alone where the teacher reads another prompt than the student.
 
 H (Muralidharan et al. 2024, arXiv 2407.14679) is for students cut hard in depth; hidden sizes must be the
 same. alpha = divergence / H over the whole optimiser step, so that both count alike: each step is read once
@@ -26,8 +27,7 @@ from pydantic import Field, model_validator
 
 from kdbench.models.weights import require_train
 from kdbench.records import Completion
-from kdbench_trainers._config import DistillConfig
-from kdbench_trainers._material import Material
+from kdbench_trainers._config import DistillConfig, Material
 from kdbench_trainers._presets import no_teacher
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def train(
     """Train `student` towards what goes on in `teacher`; `out/model` holds the result.
 
     Raises ConfigError without a teacher, with one of another vocabulary, and for layers, heads or hidden
-    sizes that cannot be compared; DataError for samples with a prompt of the teacher's own; MissingExtra,
-    NothingLeft, UsageError.
+    sizes that cannot be compared; MissingExtra, NothingLeft, UsageError.
     """
     if teacher is None:
         raise no_teacher("feature_matching")

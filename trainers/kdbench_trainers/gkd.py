@@ -20,8 +20,7 @@ from pydantic import Field
 
 from kdbench.models.weights import require_train
 from kdbench.records import Completion
-from kdbench_trainers._config import DivergenceName, OnPolicyConfig
-from kdbench_trainers._material import Material
+from kdbench_trainers._config import DivergenceName, Material, OnPolicyConfig
 from kdbench_trainers._presets import distil
 
 if TYPE_CHECKING:

@@ -29,8 +29,7 @@ from pydantic import Field
 
 from kdbench.models.weights import require_train
 from kdbench.records import Completion
-from kdbench_trainers._config import TeacherConfig
-from kdbench_trainers._material import Material
+from kdbench_trainers._config import Material, TeacherConfig
 from kdbench_trainers._presets import no_teacher
 
 if TYPE_CHECKING:

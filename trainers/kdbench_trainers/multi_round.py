@@ -6,7 +6,7 @@
 
 PanGu-pi Pro's multiple-round training (Tang et al. 2024, arXiv 2402.02791, section 3.3): what a small model
 has forgotten, or never took in, comes again. Its draw is made from the candidates of each batch; here the
-same draw is made before the round. What is held out in the first round is held out in all.
+same draw is made before the round, of whole groups. What is held out in the first is held out in all.
 """
 
 from __future__ import annotations
@@ -87,31 +87,41 @@ def train(
     Raises what the method raises.
     """
     require_train("the trainer multi_round")
-    from kdbench.models.sequences import split
+    from kdbench.models.sequences import choose_groups
     from kdbench_trainers._sample_losses import hard_ones, measured
     from kdbench_trainers._stages import Stages
 
-    method = config.trainer()
-    assert isinstance(method.config, TrainConfig)
+    settings = config.trainer().config
+    assert isinstance(settings, TrainConfig)
+    named = _named(settings, samples)
+    groups = [one.group or "" for one in named]
+    held_out = choose_groups(groups, settings.validation_share, settings.seed)
+    method = config.trainer(conditions=[], held_out=settings.held_out or sorted(held_out))
     settings = method.config
+    assert isinstance(settings, TrainConfig)
     with Stages(out, resume=resume, cpu=settings.device == "cpu") as stages:
 
         def again(number: int, before: str, folder: Path, resume: bool) -> None:
-            losses = measured(before, samples, settings, folder / "sample_losses.parquet", stages.meet)
-            learnt, held_out = split(losses, settings.validation_share, settings.seed)
+            losses = measured(before, named, settings, folder / "sample_losses.parquet", stages.meet)
+            kept = set(settings.held_out or ())
+            learnt = [one for one in losses if one.group not in kept]
             drawn = hard_ones(learnt, config.rate, config.candidates, seed=config.seed + number)
-            chosen = sorted([*drawn, *held_out], key=lambda one: one.sample)
-            groups = [len({one.group for one in part}) for part in (held_out, chosen)]
-            # The share under which the groups that were held out are held out again.
-            round_ = config.trainer(validation_share=groups[0] / groups[1])
-            round_.train([samples[one.sample] for one in chosen], teacher, before, folder, resume)
+            chosen = [one for one in named if one.group in drawn | kept]
+            method.train(chosen, teacher, before, folder, resume)
 
-        model = stages.do(
-            "round", lambda folder, go_on: method.train(samples, teacher, student, folder, go_on)
-        )
+        model = stages.do("round", lambda folder, go_on: method.train(named, teacher, student, folder, go_on))
         for number in range(1, config.rounds):
             model = stages.do("round", partial(again, number, model))
         stages.finish(model)
+
+
+def _named(config: TrainConfig, samples: Sequence[Completion]) -> list[Completion]:
+    """The samples under their conditions, each with the name of its group: it is the same in every round."""
+    return [
+        one.model_copy(update={"group": one.group or one.id or f"sample {number}"})
+        for number, one in enumerate(config.prepared(samples))
+        if isinstance(one, Completion)
+    ]
 
 
 def parts(samples: Sequence[Completion], *, teacher: str | None, config: Config) -> list[Part]:

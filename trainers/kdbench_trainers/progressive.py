@@ -59,6 +59,12 @@ class Config(StrictConfig):
 
     @model_validator(mode="after")
     def _go_on(self) -> Config:
+        for number, stage in enumerate(self.stages):
+            if not stage.trainer().takes("completion"):
+                raise ValueError(
+                    f"stages.{number}: {stage.method} does not learn from completions, as the stages do; "
+                    "train it by itself"
+                )
         for number, stage in enumerate(self.stages[:-1]):
             check_whole(stage.trainer().config, f"stages.{number}.config")
         return self

@@ -70,15 +70,15 @@ def train(
     from kdbench.models.sequences import split
     from kdbench_trainers._fit import learn
     from kdbench_trainers._models import load_student
-    from kdbench_trainers._options import conditioned, in_order
+    from kdbench_trainers._options import in_order
     from kdbench_trainers._sources import Paired
     from kdbench_trainers._trainer import Plan
 
-    views = [one for one in conditioned(samples, config.conditions) if isinstance(one, Completion)]
+    views = [one for one in config.prepared(samples) if isinstance(one, Completion)]
     pairs = pair_views(views)
     reader, model = load_student(student, config)
     sequences = encode_pairs(pairs, reader, config.max_length)
-    train, validation = split(sequences, config.validation_share, config.seed)
+    train, validation = split(sequences, config.validation_share, config.seed, config.held_out)
     views = [one for pair in pairs for one in pair]  # by which the sequences know their samples
     vet(Case(views, reader, None, config.max_length, train, validation, most=VETTED))
     plan = Plan(source=Paired(partners(train)), shares=shares_of(pairs, config))

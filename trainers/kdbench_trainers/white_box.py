@@ -19,8 +19,7 @@ from pydantic import Field
 
 from kdbench.models.weights import require_train
 from kdbench.records import Completion
-from kdbench_trainers._config import DistillConfig
-from kdbench_trainers._material import Material
+from kdbench_trainers._config import DistillConfig, Material
 from kdbench_trainers._presets import distil, distil_stored
 
 if TYPE_CHECKING:
