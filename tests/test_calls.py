@@ -112,7 +112,7 @@ def test_the_kill_drill_reads_the_log_rightly(tmp_path: Path) -> None:
 
 def test_ctrl_c_stops_cleanly_and_resumes(tmp_path: Path) -> None:
     out = tmp_path / "r"
-    process = start("one_call", 2000, out, tmp_path / "asked")
+    process = start("one_call", 20_000, out, tmp_path / "asked")
     while logged(out) < 20:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
