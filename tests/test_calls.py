@@ -42,7 +42,13 @@ kdbench.generate({recipe}, teacher=teacher, n={n}, out={out!r}, concurrency=8, r
 
 def start(recipe: str, n: int, out: Path, asked: Path) -> subprocess.Popen[bytes]:
     code = RUN.format(recipe=recipe, n=n, out=str(out), asked=str(asked))
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE)
+    # A process in the background ignores Ctrl-C, and those it starts do so, too, unless told otherwise.
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
 
 def logged(out: Path) -> int:
@@ -116,7 +122,10 @@ def test_ctrl_c_stops_cleanly_and_resumes(tmp_path: Path) -> None:
     while logged(out) < 20:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    try:
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert read_info(out)["status"] == "interrupted"
     assert "go on with --resume" in errors.decode()
     # What was in flight came home before the end: all that was asked is in the log.
