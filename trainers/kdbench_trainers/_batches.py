@@ -16,9 +16,9 @@ from kdbench.models.rows import padded
 from kdbench.models.sequences import TokenSequence
 
 # What a pass through the models costs besides its tokens, counted in tokens. On a CPU all weights are read
-# and all gradients are added once more: a step of `benchmarks/trainers.py --only ours_ragged` took 16.2 and
-# 17.2 s with 64 here, which pads 6 %, and 15.1 s with the fewest passes, which pad 19 %. Elsewhere a pass of
-# few tokens takes as long as one of many, and is not worth making to save padding.
+# and all gradients are added once more, which is worth hundreds of tokens (`benchmarks/trainers.py --only
+# ours_ragged` shows padding and speed). Elsewhere, where it was not measured, few tokens are taken to last as
+# long as many, so that no pass is made to save padding.
 _SPARE_CPU = 384
 _SPARE_ELSEWHERE = 4096
 
