@@ -162,6 +162,9 @@ def test_rounds_of_both_views_keep_questions_whole(student, tmp_path, monkeypatc
 
     def watched(given, *, config, **more):
         seen.append(({one.group for one in given}, set(config.held_out), len(given)))
+        assert not config.conditions  # they have been applied, once for all rounds
+        asked = [one.prompt[-1].content for one in given if json.loads(one.fields)["view"] == "label"]
+        assert all(one.startswith("be label") for one in asked)
         plain(given, config=config, **more)
 
     monkeypatch.setattr(step_by_step, "train", watched)
